@@ -14,6 +14,8 @@
      +- RemoteProtocolError      another party broke a protocol
      |   +- AuthenticationError  a tag, signature or certificate did not verify
      |   +- StaleError           the other party speaks of an older incarnation, epoch or version
+     +- MissingOriginError       a slot lacks an origin that the recipe demands
+     +- RemoteRefusalError       the other party understood and refused; `remote_code` says why
      +- ConflictError            the same thing was recorded before (exactly once)
 
 A caller's bug is `assert` or ValueError; anything else crashes and is restarted. Messages name things, never bytes.
@@ -85,9 +87,17 @@ class NotEnoughKeyError(UnavailableError):
 
 
 class PeerUnavailableError(UnavailableError):
-    """The other node did not answer within the deadline; what it did is unknown."""
+    """The other party did not answer within the deadline.
+
+    `sent` tells whether it may have heard the request: False means it certainly did not, so the request may be
+    repeated; True means that what it did is unknown.
+    """
 
     code = "peer-unavailable"
+
+    def __init__(self, message: str, *, sent: bool = True, details: tuple[Mapping[str, Any], ...] = ()) -> None:
+        super().__init__(message, details=details)
+        self.sent = sent
 
 
 class StoreUnavailableError(UnavailableError):
@@ -125,6 +135,22 @@ class StaleError(RemoteProtocolError):
     """The other party speaks of an older incarnation, epoch or version than one already seen."""
 
     code = "stale"
+
+
+class MissingOriginError(TrenzaError):
+    """A slot holds no strand of an origin that the recipe demands; what is there is never braided alone."""
+
+    code = "missing-origin"
+
+
+class RemoteRefusalError(TrenzaError):
+    """The other party answered with an error of its own."""
+
+    code = "remote-refusal"
+
+    def __init__(self, remote_code: str, message: str) -> None:
+        super().__init__(message)
+        self.remote_code = remote_code
 
 
 class ConflictError(TrenzaError):
