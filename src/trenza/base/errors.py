@@ -13,6 +13,7 @@
      |   +- EntropyError         the random generator is not healthy
      +- RemoteProtocolError      another party broke a protocol
      |   +- AuthenticationError  a tag, signature or certificate did not verify
+     |   +- RefusedError         another node refused our request, with its code
      |   +- StaleError           the other party speaks of an older incarnation, epoch or version
      +- MissingOriginError       a slot lacks an origin that the recipe demands
      +- RemoteRefusalError       the other party understood and refused; `remote_code` says why
@@ -129,6 +130,16 @@ class AuthenticationError(RemoteProtocolError):
     """A tag, a signature or a certificate did not verify."""
 
     code = "authentication"
+
+
+class RefusedError(RemoteProtocolError):
+    """Another node understood our request and refused it; `remote_code` is the code of its error."""
+
+    code = "refused"
+
+    def __init__(self, message: str, *, remote_code: str) -> None:
+        super().__init__(message)
+        self.remote_code = remote_code
 
 
 class StaleError(RemoteProtocolError):

@@ -1,0 +1,255 @@
+"""Who may share keys with whom, made of what: the policy book, signed by the key officer (decisions 3 and 13).
+
+The book is the network's only authority on nodes, links, SAEs and policies. A node takes a book only if the officer
+it trusts signed it and its version is greater than the one it has; the controller and the registry's host can
+withhold a book but not alter one. Pure: where the book comes from and where it is kept is another's concern.
+
+Nothing degrades silently: a pair's policy is a ladder of recipes, tried from the first to the last, and the recipe
+used is told to the application. A pair without a rule may share nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+
+import msgspec
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
+
+from trenza.base.errors import AuthenticationError, InvalidDocumentError, StaleError
+from trenza.base.names import LinkId, NodeId, SaeId, TenantId, is_name
+from trenza.core.recipe import Recipe, recipe_named
+
+_SIGNATURE_CONTEXT = b"trenza policy book v1"
+
+
+class NodeEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A node of the network and where its peers' listener is."""
+
+    name: NodeId
+    peer_address: str  # host:port
+    operator: str = ""
+    certificate_uri: str = ""  # SAN URI of its certificate; empty: urn:trenza:node:NAME
+
+    @property
+    def uri(self) -> str:
+        return self.certificate_uri or f"urn:trenza:node:{self.name}"
+
+
+class LinkEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A QKD link between two adjacent nodes."""
+
+    name: LinkId
+    ends: tuple[NodeId, NodeId]
+    device_class: str = ""
+    evidence: str = "invented"  # "published" | "estimated" | "invented"
+    emulated: bool = True
+
+
+class SaeEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An application: which certificate identity it has and which node serves it."""
+
+    name: SaeId
+    node: NodeId
+    identity: str = ""  # the one identity its certificate must carry; empty: urn:trenza:sae:NAME
+    tenant: TenantId = TenantId("default")
+
+    @property
+    def certificate_identity(self) -> str:
+        return self.identity or f"urn:trenza:sae:{self.name}"
+
+
+class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What keys of a pair must be made of, and how far that may degrade."""
+
+    name: str
+    ladder: tuple[str, ...]  # recipe names, best first; the first that can be served is used
+    max_hops: int = 16
+    allowed_nodes: tuple[NodeId, ...] = ()  # relays a QKD strand may cross; empty: any node of the book
+    max_age_s: int = 86_400  # strands older than this are not used
+    key_lifetime_s: int = 3_600  # a key not fetched within this time is destroyed
+    min_key_size: int = 64
+    max_key_size: int = 4_096
+    default_key_size: int = 256
+
+    @property
+    def recipes(self) -> tuple[Recipe, ...]:
+        return tuple(recipe_named(name) for name in self.ladder)
+
+    def digest(self) -> bytes:
+        """Return the 48 bytes that bind this policy, whole, into every key issued under it."""
+        return hashlib.sha384(b"trenza policy v1" + msgspec.json.encode(self, order="sorted")).digest()
+
+
+class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Two SAEs may share keys, in both directions, under a policy."""
+
+    between: tuple[SaeId, SaeId]
+    policy: str
+
+
+class Book(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
+    """All that the key officer signs. Lists hold each name once."""
+
+    version: int
+    nodes: tuple[NodeEntry, ...]
+    links: tuple[LinkEntry, ...]
+    saes: tuple[SaeEntry, ...]
+    policies: tuple[Policy, ...]
+    rules: tuple[Rule, ...]
+    revoked: tuple[str, ...] = ()  # SHA-256 fingerprints (hex) of certificates that are refused
+
+    @cached_property
+    def node_by_name(self) -> Mapping[NodeId, NodeEntry]:
+        return {node.name: node for node in self.nodes}
+
+    @cached_property
+    def node_by_uri(self) -> Mapping[str, NodeEntry]:
+        return {node.uri: node for node in self.nodes}
+
+    @cached_property
+    def link_by_name(self) -> Mapping[LinkId, LinkEntry]:
+        return {link.name: link for link in self.links}
+
+    @cached_property
+    def sae_by_name(self) -> Mapping[SaeId, SaeEntry]:
+        return {sae.name: sae for sae in self.saes}
+
+    @cached_property
+    def sae_by_identity(self) -> Mapping[str, SaeEntry]:
+        return {sae.certificate_identity: sae for sae in self.saes}
+
+    @cached_property
+    def revoked_fingerprints(self) -> frozenset[str]:
+        return frozenset(self.revoked)
+
+    @cached_property
+    def _policy_by_pair(self) -> Mapping[frozenset[SaeId], Policy]:
+        policies = {policy.name: policy for policy in self.policies}
+        return {frozenset(rule.between): policies[rule.policy] for rule in self.rules}
+
+    def policy_between(self, one: SaeId, other: SaeId) -> Policy | None:
+        """Return the pair's policy, or None where the book lets them share nothing."""
+        return self._policy_by_pair.get(frozenset((one, other)))
+
+    def pairs_of_node(self, node: NodeId) -> Iterable[tuple[SaeEntry, SaeEntry, Policy]]:
+        """Yield (SAE served by `node`, its partner, their policy) for every rule that names an SAE of `node`."""
+        for rule in self.rules:
+            policy = self._policy_by_pair[frozenset(rule.between)]
+            first, second = (self.sae_by_name[name] for name in rule.between)
+            if first.node == node:
+                yield first, second, policy
+            if second.node == node:
+                yield second, first, policy
+
+
+class SignedBook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A book as it travels: the exact bytes that were signed, and the officer's ML-DSA-65 signature."""
+
+    body: bytes
+    signature: bytes
+
+    def encode(self) -> bytes:
+        return msgspec.json.encode(self)
+
+    @staticmethod
+    def decode(text: bytes) -> SignedBook:
+        try:
+            return msgspec.json.decode(text, type=SignedBook)
+        except msgspec.DecodeError as error:
+            raise InvalidDocumentError("the signed policy book", (str(error),)) from None
+
+
+def bytes_to_sign(book: Book) -> bytes:
+    """Return the body of `book`; sign `message_of(body)`."""
+    return msgspec.json.encode(book, order="sorted")
+
+
+def message_of(body: bytes) -> bytes:
+    """Return what the officer's signature covers: the context and the body."""
+    return _SIGNATURE_CONTEXT + b"\0" + body
+
+
+def open_book(signed: SignedBook, *, officer: bytes, newer_than: int) -> Book:
+    """Return the book if the officer signed it and it is newer than the one we have.
+
+    Args:
+        signed: as it arrived.
+        officer: the officer's ML-DSA-65 public key, 1952 raw bytes, pinned in the node's configuration.
+        newer_than: the version we have; 0 when we have none.
+
+    Raises:
+        AuthenticationError: the signature is not the officer's.
+        StaleError: the version does not grow.
+        InvalidDocumentError: signed, but it contradicts itself; all mistakes are listed.
+    """
+    try:
+        MLDSA65PublicKey.from_public_bytes(officer).verify(signed.signature, message_of(signed.body))
+    except InvalidSignature:
+        raise AuthenticationError("the policy book is not signed by the key officer this node trusts") from None
+    try:
+        book = msgspec.json.decode(signed.body, type=Book)
+    except msgspec.DecodeError as error:
+        raise InvalidDocumentError("the policy book", (str(error),)) from None
+    if book.version <= newer_than:
+        raise StaleError(f"policy book version {book.version} is not newer than version {newer_than}")
+    if mistakes := mistakes_in(book):
+        raise InvalidDocumentError(f"policy book version {book.version}", mistakes)
+    return book
+
+
+def mistakes_in(book: Book) -> tuple[str, ...]:
+    """Return every contradiction of the book, each naming its entry; empty when there is none."""
+    found: list[str] = []
+    nodes = _unique(found, "nodes", [node.name for node in book.nodes])
+    _unique(found, "links", [link.name for link in book.links])
+    saes = _unique(found, "saes", [sae.name for sae in book.saes])
+    policies = _unique(found, "policies", [policy.name for policy in book.policies])
+    _unique(found, "identities", [sae.certificate_identity for sae in book.saes])
+    for link in book.links:
+        found += [f"links.{link.name}: no node is called {end}" for end in link.ends if end not in nodes]
+        if link.ends[0] == link.ends[1]:
+            found.append(f"links.{link.name}: both ends are {link.ends[0]}")
+    found += [f"saes.{sae.name}: no node is called {sae.node}" for sae in book.saes if sae.node not in nodes]
+    for policy in book.policies:
+        found += _mistakes_in_policy(policy, nodes)
+    for rule in book.rules:
+        one, other = rule.between
+        found += [f"rules {one} - {other}: no SAE is called {name}" for name in rule.between if name not in saes]
+        if one == other:
+            found.append(f"rules {one} - {other}: an SAE shares no key with itself")
+        if rule.policy not in policies:
+            found.append(f"rules {one} - {other}: no policy is called {rule.policy}")
+    _unique(found, "rules", [" - ".join(sorted(rule.between)) for rule in book.rules])
+    return tuple(found)
+
+
+def _mistakes_in_policy(policy: Policy, nodes: frozenset[str]) -> list[str]:
+    where = f"policies.{policy.name}"
+    found = [f"{where}: no node is called {node}" for node in policy.allowed_nodes if node not in nodes]
+    if not policy.ladder:
+        found.append(f"{where}: the ladder is empty; a policy names at least one recipe")
+    for name in policy.ladder:
+        try:
+            recipe_named(name)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with the name is the mistake to list
+            found.append(f"{where}: {error}")
+    sizes = (policy.min_key_size, policy.default_key_size, policy.max_key_size)
+    if any(size % 8 or size <= 0 for size in sizes) or not sizes[0] <= sizes[1] <= sizes[2] <= 8192:  # noqa: PLR2004
+        found.append(f"{where}: sizes are multiples of 8 with 0 < min <= default <= max <= 8192 bits")
+    if policy.max_hops < 1 or policy.max_age_s < 1 or policy.key_lifetime_s < 1:
+        found.append(f"{where}: max_hops, max_age_s and key_lifetime_s are at least 1")
+    return found
+
+
+def _unique(found: list[str], what: str, names: list[str]) -> frozenset[str]:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            found.append(f"{what}: {name} appears more than once")
+        if what in {"nodes", "links", "saes"} and not is_name(name):
+            found.append(f"{what}: {name!r} is not a name (1 to 64 characters of RFC 3986)")
+        seen.add(name)
+    return frozenset(seen)

@@ -1,0 +1,356 @@
+"""What nodes say to each other: one request and one answer a message, in MessagePack, tagged by type.
+
+These are values and bytes only. The frames that carry them over a mutually authenticated connection are
+`net.rpc`; who the peer is comes from its certificate, never from a message. This is our own protocol
+(ITU-T Y.3802 calls the reference point Kx and leaves its encoding open); it is documented message by message here.
+
+Conventions: identifiers are 16 random bytes; digests and tags of SHA-384 are 48 bytes; times are nanoseconds since
+1970-01-01T00:00:00Z; a `unit` is 32 bytes of link key. Unknown members are refused: both sides speak one version,
+which the book's rollout keeps in step (PROTOCOL_VERSION is compared when a session is made).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from trenza.base.errors import RemoteProtocolError
+
+PROTOCOL_VERSION = 1
+
+
+class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=str.lower):
+    """Base of all messages."""
+
+
+# --- sessions: who is alive, in which incarnation, with which keys ---------------------------------------------------
+
+
+class Presence(msgspec.Struct, frozen=True, array_like=True):
+    """Which life of a node speaks. `nonce` tells two copies with the same numbers apart."""
+
+    epoch: int  # bumped when a node cannot prove that its memory is whole (restore, clone)
+    incarnation: int  # bumped at every start
+    nonce: bytes  # 16 bytes, drawn at every start
+
+
+class ExchangeOffer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """First half of a joint exchange (X448 and ML-KEM-1024), authenticated twice."""
+
+    exchange_id: bytes
+    public: bytes
+    root_generation: int
+    root_tag: bytes  # HMAC-SHA384 under the end-to-end root of that generation
+    signature: bytes  # ML-DSA-65
+
+
+class ExchangeAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Second half; its tag and signature cover both halves."""
+
+    public: bytes
+    root_tag: bytes
+    signature: bytes
+
+
+class Hello(_Message, frozen=True):
+    """The leader opens a session: both say which life they live, agree on keys, and compare what they hold."""
+
+    version: int
+    presence: Presence
+    knows: Presence | None  # the last life of the other that this node remembers
+    root_reset: bool  # this node no longer has the root of the last exchange
+    segments: tuple[bytes, ...]  # ready segments of this pair that this node holds
+    blocks: tuple[bytes, ...]  # blocks of links shared with the other that this node holds
+    exchange: ExchangeOffer
+
+
+class HelloAnswer(_Message, frozen=True):
+    """The follower's side. What only one of the two holds is dropped by the one that holds it."""
+
+    presence: Presence
+    knows: Presence | None
+    segments: tuple[bytes, ...]
+    blocks: tuple[bytes, ...]
+    exchange: ExchangeAnswer
+
+
+class RootReset(_Message, frozen=True):
+    """Answer to Hello: the follower lost the root (it was restored); begin again from the preshared one."""
+
+    presence: Presence
+
+
+class Knock(_Message, frozen=True):
+    """The follower asks the leader to open a session: it has just started, or lost the last one."""
+
+    presence: Presence
+
+
+class Done(_Message, frozen=True):
+    """Nothing to add."""
+
+
+class WindowMark(msgspec.Struct, frozen=True, array_like=True):
+    """How far the initiator has issued in a window, and which of those it has void."""
+
+    window: int
+    issued: int  # slots issued, counted from the window's first
+    void: tuple[int, ...]  # slots, counted from the segment's first
+
+
+class StockMark(msgspec.Struct, frozen=True, array_like=True):
+    """What one node can still issue to the other, so that the leader knows when to fill."""
+
+    full: int  # slots with QKD
+    plain: int  # slots without
+    full_rate: float  # slots a second, lately
+    plain_rate: float
+
+
+class Beat(_Message, frozen=True):
+    """Once a second: I live, I have issued so far, I have this much left, and my book has this version."""
+
+    session: bytes
+    marks: tuple[WindowMark, ...]
+    stock: StockMark
+    book_version: int
+
+
+class BeatAnswer(_Message, frozen=True):
+    """The other lives too: its lease for issuing to this node holds for `lease_s` from the beat's sending."""
+
+    lease_s: float
+    book_version: int
+
+
+# --- windows ---------------------------------------------------------------------------------------------------------
+
+
+class WindowRequest(_Message, frozen=True):
+    """Ask the far node to grant slots of segments that this node may issue from."""
+
+    session: bytes
+    full: bool  # with QKD
+    slots: int  # about how many are wanted
+
+
+class WindowGrant(msgspec.Struct, frozen=True, array_like=True):
+    """Slots [first, first + count) of a segment, under a number that no other grant of this pool has."""
+
+    window: int
+    segment: bytes
+    first: int
+    count: int
+
+
+class WindowAnswer(_Message, frozen=True):
+    grants: tuple[WindowGrant, ...]
+
+
+# --- filling ---------------------------------------------------------------------------------------------------------
+
+
+class SegmentOffer(_Message, frozen=True):
+    """The leader begins a segment: the joint exchange that its classical and post-quantum strands come from."""
+
+    session: bytes
+    segment: bytes
+    exchange: ExchangeOffer
+
+
+class SegmentAnswer(_Message, frozen=True):
+    exchange: ExchangeAnswer
+
+
+class SegmentCommit(_Message, frozen=True):
+    """Both have all strands: compare them, agree on their provenance, and make them issuable."""
+
+    session: bytes
+    segment: bytes
+    provenance: bytes  # core.provenance.SegmentRecord, encoded; bound into every key
+    tag: bytes  # of all strands and the provenance, under the session's verification key
+
+
+class SegmentCommitted(_Message, frozen=True):
+    tag: bytes
+
+
+class SegmentDrop(_Message, frozen=True):
+    """This segment will not be: forget what there is of it."""
+
+    segment: bytes
+
+
+# --- links and relay -------------------------------------------------------------------------------------------------
+
+
+class PadRange(msgspec.Struct, frozen=True, array_like=True):
+    """Units [first, first + count) of one block of link key."""
+
+    block: bytes
+    first: int
+    count: int
+
+
+class BlockOffer(_Message, frozen=True):
+    """The link's leader has drawn a block from its device: fetch the same bits from yours and compare."""
+
+    session: bytes
+    link: str
+    block: bytes
+    from_leader: bool  # which end sends under this block
+    reserve: bool  # kept for authentication, never drawn on by traffic
+    key_ids: tuple[bytes, ...]
+    key_bytes: int
+    supply: str
+    created: int
+    tag: bytes
+
+
+class BlockAccepted(_Message, frozen=True):
+    tag: bytes
+
+
+class HopRecord(msgspec.Struct, frozen=True, array_like=True):
+    """One link a strand crossed, as the sending node states it."""
+
+    link: str
+    sender: str
+    receiver: str
+    supply: str
+    emulated: bool
+    bootstrap: str  # how the link's first authentication key was agreed: "preshared" | "computational"
+    epsilon: float | None  # of the blocks drawn on, summed; None where the source states none
+
+
+class Relay(_Message, frozen=True):
+    """Carry a strand one hop further: one-time pad and one-time MAC, both from the link's blocks.
+
+    On the first hop `ciphertext` is empty: the strand *is* the named units of the first link.
+    """
+
+    relay: bytes
+    segment: bytes
+    route: tuple[str, ...]
+    position: int  # index in route of the receiver
+    link: str
+    pads: tuple[PadRange, ...]
+    key: PadRange  # one unit of the reserve: the Poly1305 key
+    ciphertext: bytes
+    hops: tuple[HopRecord, ...]
+    tag: bytes  # 16 bytes
+
+
+class Relayed(_Message, frozen=True):
+    """The strand has arrived at the end of the route, over these hops."""
+
+    hops: tuple[HopRecord, ...]
+
+
+class LinkLevel(msgspec.Struct, frozen=True, array_like=True):
+    """How much traffic key one end can send under, as that end says; newer sequence wins."""
+
+    link: str
+    sender: str
+    units: int
+    sequence: int
+
+
+class LinkLevels(_Message, frozen=True):
+    """Flooded among neighbours when levels change."""
+
+    levels: tuple[LinkLevel, ...]
+
+
+# --- several targets -------------------------------------------------------------------------------------------------
+
+
+class WrapOffer(_Message, frozen=True):
+    """Phase one of a key for several targets: hold it, wrapped under a full braid with this node."""
+
+    session: bytes
+    key_id: bytes  # of the key for all targets
+    braid_id: bytes  # key ID under which this node finds the braid that wraps it
+    initiator: str
+    target: str
+    size: int
+    wrapped: bytes  # key XOR braid
+    tag: bytes  # Poly1305 under the rest of the braid
+    expires: int
+    facts: bytes  # what the target's application will be told
+
+
+class WrapCommit(_Message, frozen=True):
+    """Phase two: all targets hold it; it may be fetched."""
+
+    key_id: bytes
+    targets: tuple[str, ...]
+
+
+class WrapVoid(_Message, frozen=True):
+    """Not all targets could hold it: destroy it. Harmless when it is not there."""
+
+    key_id: bytes
+
+
+# --- the book --------------------------------------------------------------------------------------------------------
+
+
+class BookRequest(_Message, frozen=True):
+    newer_than: int
+
+
+class BookAnswer(_Message, frozen=True):
+    signed: bytes  # core.policy.SignedBook, encoded; empty: nothing newer
+
+
+PeerMessage = (
+    Hello
+    | HelloAnswer
+    | RootReset
+    | Knock
+    | Done
+    | Beat
+    | BeatAnswer
+    | WindowRequest
+    | WindowAnswer
+    | SegmentOffer
+    | SegmentAnswer
+    | SegmentCommit
+    | SegmentCommitted
+    | SegmentDrop
+    | BlockOffer
+    | BlockAccepted
+    | Relay
+    | Relayed
+    | LinkLevels
+    | WrapOffer
+    | WrapCommit
+    | WrapVoid
+    | BookRequest
+    | BookAnswer
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[PeerMessage] = msgspec.msgpack.Decoder(PeerMessage)
+
+
+def encode(message: PeerMessage) -> bytes:
+    """Return the bytes of `message`."""
+    return _encoder.encode(message)
+
+
+def decode(body: bytes) -> PeerMessage:
+    """Return the message in `body`.
+
+    Raises:
+        RemoteProtocolError: not a message of this protocol version.
+    """
+    try:
+        return _decoder.decode(body)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise RemoteProtocolError(f"not a message of peer protocol version {PROTOCOL_VERSION}: {error}") from None
+
+
+def canonical(value: msgspec.Struct) -> bytes:
+    """Return the bytes that tags and signatures cover; equal values give equal bytes."""
+    return _encoder.encode(value)
