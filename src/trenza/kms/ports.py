@@ -18,7 +18,7 @@ from trenza.base.units import Bits, Nanoseconds, Seconds
 from trenza.core.strand import Supply
 from trenza.wire.peer import PeerMessage
 
-# --- the store -------------------------------------------------------------------------------------------------------
+# --- the store
 
 
 class Table(enum.Enum):
@@ -72,7 +72,7 @@ class DeletePrefix:
 
 @dataclass(frozen=True, slots=True)
 class Append:
-    """Append one entry to the ledger; the store chains it by hash (core.provenance.chain_hash)."""
+    """Append one entry to the ledger; the store chains it by hash (core.chain.chain_hash)."""
 
     time: Nanoseconds
     kind: str
@@ -154,7 +154,7 @@ class Store(Protocol):
         ...
 
 
-# --- keys at rest ----------------------------------------------------------------------------------------------------
+# --- keys at rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +198,7 @@ class Anchor(Protocol):
     def remember(self, identity: bytes, counter: int) -> None: ...
 
 
-# --- peers -----------------------------------------------------------------------------------------------------------
+# --- peers
 
 
 class Peers(Protocol):
@@ -213,7 +213,7 @@ class Peers(Protocol):
         ...
 
 
-# --- devices ---------------------------------------------------------------------------------------------------------
+# --- devices
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +280,7 @@ class LinkTelemetry(Protocol):
         ...
 
 
-# --- identity and key agreement --------------------------------------------------------------------------------------
+# --- identity and key agreement
 
 
 class Signer(Protocol):

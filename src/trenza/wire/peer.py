@@ -22,7 +22,7 @@ class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=str.
     """Base of all messages."""
 
 
-# --- sessions: who is alive, in which incarnation, with which keys ---------------------------------------------------
+# --- sessions: who is alive, in which incarnation, with which keys
 
 
 class Presence(msgspec.Struct, frozen=True, array_like=True):
@@ -122,7 +122,7 @@ class BeatAnswer(_Message, frozen=True):
     book_version: int
 
 
-# --- windows ---------------------------------------------------------------------------------------------------------
+# --- windows
 
 
 class WindowRequest(_Message, frozen=True):
@@ -146,7 +146,7 @@ class WindowAnswer(_Message, frozen=True):
     grants: tuple[WindowGrant, ...]
 
 
-# --- filling ---------------------------------------------------------------------------------------------------------
+# --- filling
 
 
 class SegmentOffer(_Message, frozen=True):
@@ -180,7 +180,7 @@ class SegmentDrop(_Message, frozen=True):
     segment: bytes
 
 
-# --- links and relay -------------------------------------------------------------------------------------------------
+# --- links and relay
 
 
 class PadRange(msgspec.Struct, frozen=True, array_like=True):
@@ -261,7 +261,7 @@ class LinkLevels(_Message, frozen=True):
     levels: tuple[LinkLevel, ...]
 
 
-# --- several targets -------------------------------------------------------------------------------------------------
+# --- several targets
 
 
 class WrapOffer(_Message, frozen=True):
@@ -292,7 +292,7 @@ class WrapVoid(_Message, frozen=True):
     key_id: bytes
 
 
-# --- the book --------------------------------------------------------------------------------------------------------
+# --- the book
 
 
 class BookRequest(_Message, frozen=True):

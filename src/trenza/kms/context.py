@@ -1,0 +1,151 @@
+"""What every story of one node shares: who it is, its ports, its settings, its book, and its counters.
+
+Holds no behaviour beyond looking things up; the stories are in the other files of this room.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from trenza.base.clock import Clock
+from trenza.base.entropy import Entropy
+from trenza.base.errors import UnauthorisedError, UnavailableError
+from trenza.base.names import LinkId, NodeId
+from trenza.base.secret import Secret
+from trenza.base.units import Nanoseconds, Seconds
+from trenza.core.policy import Book, SignedBook
+from trenza.kms.ports import KeyAgreement, LinkDevice, LinkTelemetry, Peers, Sealer, Signer, Store, Verifier
+from trenza.wire.peer import Presence
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a node behaves; the defaults suit a metropolitan network. Times in seconds, stocks in slots or units."""
+
+    call_timeout: Seconds = Seconds(5.0)
+    relay_timeout: Seconds = Seconds(10.0)
+    beat_interval: Seconds = Seconds(1.0)
+    lease: Seconds = Seconds(5.0)  # an initiator issues only this long after the peer last answered a beat
+    fill_interval: Seconds = Seconds(0.5)
+    ingest_interval: Seconds = Seconds(0.5)
+    levels_interval: Seconds = Seconds(1.0)
+    stock_target: int = 2_048  # slots per pool and direction that filling aims at, at least
+    stock_seconds: Seconds = Seconds(10.0)  # …or this many seconds of recent demand, if that is more
+    segment_min: int = 64  # slots; smaller segments cost too much an exchange
+    segment_max: int = 1_024  # slots one exchange yields at most (decision 2)
+    window_slots: int = 256  # slots granted at once
+    link_target_units: int = 8_192  # units (32 bytes) of traffic key per link and direction that ingest aims at
+    reserve_units: int = 64  # units per link and direction kept for authentication
+    block_units: int = 1_024  # units per block at most
+    max_concurrent_fills: int = 4
+    session_lifetime: Seconds = Seconds(86_400.0)
+    clock_uncertainty: Nanoseconds = Nanoseconds(50_000_000)  # stated in provenance; NTP-disciplined clocks
+    max_keys_per_request: int = 128
+    max_additional_targets: int = 8
+    checkpoint_entries: int = 1_000
+    checkpoint_seconds: Seconds = Seconds(60.0)
+
+
+@dataclass(slots=True)
+class LinkEnd:
+    """This node's end of one QKD link: its device, and the telemetry port if the device has one."""
+
+    link: LinkId
+    peer: NodeId
+    device: LinkDevice
+    telemetry: LinkTelemetry | None = None
+    emulated: bool = True
+    preshared: bool = False  # whether the first authentication key of this link was installed by hand
+
+
+@dataclass(slots=True)
+class Session:
+    """What two live nodes agreed on when they last met. Wiped when it is replaced."""
+
+    id: bytes  # 16 bytes
+    peer: NodeId
+    mine: Presence
+    theirs: Presence
+    verify_key: Secret = field(repr=False)  # 48 bytes; compares blocks and segments, off the QKD path
+    lease_until: Seconds = Seconds(0.0)  # on Clock.elapsed: until when we may issue to the peer
+
+
+@dataclass(slots=True)
+class Context:
+    """One node: its name, its ports and what it knows of the network."""
+
+    name: NodeId
+    store: Store
+    sealer: Sealer
+    peers: Peers
+    clock: Clock
+    entropy: Entropy
+    signer: Signer
+    verifier: Verifier
+    agreement: KeyAgreement
+    settings: Settings
+    officer: bytes  # the key officer's public key
+    presence: Presence = field(default_factory=lambda: Presence(0, 0, bytes(16)))
+    signed_book: SignedBook | None = None
+    _book: Book | None = None
+    links: dict[LinkId, LinkEnd] = field(default_factory=dict)
+    sessions: dict[NodeId, Session] = field(default_factory=dict)
+    counters: Counter[str] = field(default_factory=Counter)  # names in docs/reference/metrics.md
+    preshared: dict[NodeId, Secret] = field(default_factory=dict, repr=False)
+
+    @property
+    def book(self) -> Book:
+        """Return the policy book in force.
+
+        Raises:
+            UnavailableError: the node has none yet.
+        """
+        if self._book is None:
+            raise UnavailableError("this node has no policy book yet: install one signed by the key officer")
+        return self._book
+
+    @property
+    def has_book(self) -> bool:
+        return self._book is not None
+
+    def set_book(self, book: Book, signed: SignedBook) -> None:
+        self._book = book
+        self.signed_book = signed
+
+    def session(self, peer: NodeId) -> Session:
+        """Return the live session with `peer`.
+
+        Raises:
+            UnavailableError: there is none now; upkeep is making one.
+        """
+        session = self.sessions.get(peer)
+        if session is None:
+            raise UnavailableError(f"no session with node {peer} yet")
+        return session
+
+    def session_of(self, peer: NodeId, session_id: bytes) -> Session:
+        """Return the session with `peer` if it is the one the peer means.
+
+        Raises:
+            UnavailableError: the peer speaks of another session; a new one is being made.
+        """
+        session = self.session(peer)
+        if session.id != session_id:
+            raise UnavailableError(f"node {peer} speaks of a session that has ended")
+        return session
+
+    def leads(self, peer: NodeId) -> bool:
+        """Tell whether this node leads the pair: begins exchanges and fills (the smaller name does)."""
+        return self.name < peer
+
+    def link_with(self, peer: NodeId, link: LinkId) -> LinkEnd:
+        """Return this node's end of `link`.
+
+        Raises:
+            UnauthorisedError: `peer` is not at the other end of it.
+        """
+        end = self.links.get(link)
+        if end is None or end.peer != peer:
+            raise UnauthorisedError(f"link {link} does not join this node to {peer}")
+        return end
