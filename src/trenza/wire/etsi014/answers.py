@@ -1,0 +1,182 @@
+"""Answers of the key delivery interface: written by a KME, read by an SAE (ETSI GS QKD 014 V1.1.1, Tables 9, 11, 13).
+
+A container is the one place where key bytes become text. The text is built in one pass into a buffer that its sender
+can overwrite; base64 of each key is an unavoidable short-lived copy. Request order is kept, since clients rely on it
+although the standard does not promise it.
+"""
+
+from __future__ import annotations
+
+import binascii
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+from uuid import UUID
+
+import msgspec
+
+from trenza.base.errors import RemoteProtocolError
+from trenza.base.secret import Secret
+from trenza.base.units import NANOSECONDS_PER_SECOND, Nanoseconds
+from trenza.wire import strict_json
+from trenza.wire.etsi014.extensions import VENDOR_PREFIX
+from trenza.wire.etsi014.values import Error, Key, KeyExtension, Status
+
+_TIMES: Final = ("created", "expires")
+_NOTHING: Final = KeyExtension()
+
+# --- written by a KME ----------------------------------------------------------------------------------------------
+
+
+def encode_status(status: Status) -> bytes:
+    """Return the body of a Status (Table 9)."""
+    return msgspec.json.encode(status)
+
+
+def encode_error(error: Error) -> bytes:
+    """Return the body of an Error (Table 13)."""
+    return msgspec.json.encode(error)
+
+
+def encode_container(keys: Iterable[Key]) -> bytearray:
+    """Return the body of a Key container (Table 11); the keys stay their owner's.
+
+    The array is called `keys`, as in the standard's example and in every implementation, not `Keys` as in its table.
+    """
+    body = bytearray(b'{"keys":[')
+    told: KeyExtension | None = None  # keys of one request mostly share what is told of them
+    tail = b""
+    for key in keys:
+        if key.extension is not told:
+            told, tail = key.extension, _key_tail(key.extension)
+        body += b'{"key_ID":"'
+        body += str(key.key_id).encode()
+        body += b'","key":"'
+        body += binascii.b2a_base64(key.key.view(), newline=False)
+        body += tail
+    if body.endswith(b","):
+        del body[-1:]
+    body += b"]}"
+    return body
+
+
+def _key_tail(extension: KeyExtension) -> bytes:
+    if extension == _NOTHING:
+        return b'"},'
+    told: dict[str, Any] = {}
+    for field in extension.__struct_fields__:
+        value = getattr(extension, field)
+        if value not in (None, ()):
+            told[VENDOR_PREFIX + field] = rfc3339(value) if field in _TIMES else value
+    return b'","key_extension":' + msgspec.json.encode(told) + b"},"
+
+
+# --- read by an SAE ------------------------------------------------------------------------------------------------
+
+
+def decode_status(body: bytes) -> Status:
+    """Read a Status.
+
+    Raises:
+        RemoteProtocolError: it is none.
+    """
+    try:
+        return msgspec.convert(strict_json.read(body), type=Status)
+    except (strict_json.JsonError, msgspec.ValidationError) as error:
+        raise RemoteProtocolError(f"the KME's status cannot be read: {error}") from None
+
+
+def decode_container(body: bytes | bytearray) -> list[Key]:
+    """Read a Key container, its array called `keys` or `Keys`; the caller wipes the keys.
+
+    Raises:
+        RemoteProtocolError: it is none, or a key ID appears twice in it.
+    """
+    try:
+        return _keys_of(strict_json.read(body))
+    except (ValueError, TypeError, OverflowError, msgspec.ValidationError):
+        # What was wrong is not repeated: it may be a piece of a key.
+        raise RemoteProtocolError("the KME's key container cannot be read") from None
+
+
+def decode_error(body: bytes) -> Error:
+    """Read an Error as far as it is one; KMEs are known to answer errors with anything."""
+    try:
+        value = strict_json.read(body)
+    except strict_json.JsonError:
+        return Error("")
+    if not isinstance(value, dict):
+        return Error("")
+    message, details = value.get("message"), value.get("details")
+    return Error(
+        message=message if isinstance(message, str) else "",
+        details=tuple(pair for pair in details if isinstance(pair, dict)) if isinstance(details, list) else (),
+    )
+
+
+class _KeyEntry(msgspec.Struct, rename={"key_id": "key_ID"}):
+    """One entry of a container before its text becomes a Secret; it never leaves this module."""
+
+    key_id: UUID
+    key: str
+    key_extension: dict[str, Any] | None = None
+
+
+def _keys_of(container: Any) -> list[Key]:
+    if not isinstance(container, dict):
+        raise TypeError("a container is an object")
+    if ("keys" in container) == ("Keys" in container):
+        raise ValueError("a container has one array of keys")
+    keys: list[Key] = []
+    try:
+        for entry in msgspec.convert(container.get("keys", container.get("Keys")), type=list[_KeyEntry]):
+            extension = _extension_of(entry.key_extension)
+            material = Secret(bytearray(binascii.a2b_base64(entry.key, strict_mode=True)))
+            keys.append(Key(entry.key_id, material, extension))
+        if len({key.key_id for key in keys}) != len(keys):
+            raise ValueError("a key ID appears twice")
+    except BaseException:
+        wipe_all(keys)
+        raise
+    return keys
+
+
+def wipe_all(keys: Sequence[Key]) -> None:
+    """Wipe every key."""
+    for key in keys:
+        key.key.wipe()
+
+
+def _extension_of(members: dict[str, Any] | None) -> KeyExtension:
+    """Return what is told under our prefix; everything else in a `key_extension` is another vendor's."""
+    told = {
+        name.removeprefix(VENDOR_PREFIX): value
+        for name, value in (members or {}).items()
+        if name.startswith(VENDOR_PREFIX)
+    }
+    for field in _TIMES:
+        if field in told:
+            told[field] = moment_of(told[field])
+    return msgspec.convert(told, type=KeyExtension)
+
+
+# --- moments -------------------------------------------------------------------------------------------------------
+
+
+def rfc3339(moment: Nanoseconds) -> str:
+    """Return `moment` in UTC, to the microsecond below it."""
+    whole, rest = divmod(moment, NANOSECONDS_PER_SECOND)
+    return f"{datetime.fromtimestamp(whole, UTC):%Y-%m-%dT%H:%M:%S}.{rest // 1000:06d}Z"
+
+
+def moment_of(text: str) -> Nanoseconds:
+    """Read what `rfc3339` wrote.
+
+    Raises:
+        ValueError: it is no RFC 3339 time with an offset.
+    """
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError("a time without an offset")
+    whole = moment.replace(microsecond=0)
+    return Nanoseconds(int(whole.timestamp()) * NANOSECONDS_PER_SECOND + moment.microsecond * 1000)
