@@ -1,0 +1,135 @@
+"""Key IDs that carry their own address, sealed: what lets a key be issued without a round trip (decision 9).
+
+A key ID is a UUID with 122 free bits. It carries where the key's strands lie (window and slot), whose key it is (a
+handle of the SAE pair), its size and its recipe, masked so that nobody else reads order or volume from it, and under
+a MAC over all of these, the direction, both full SAE IDs and the policy. The far node unmasks, checks and derives.
+Why this layout, and what each attacker gains: docs/adr/0004-key-ids.md.
+
+    payload (62 bits)   window 26 | slot 10 | handle 12 | size / 8 - 1: 10 | recipe 4
+    tag     (60 bits)   HMAC-SHA256(tag key, payload | binding), truncated
+    masked  (62 bits)   payload XOR HMAC-SHA256(mask key, tag), truncated
+    UUID                version nibble 4, variant bits 10, then masked | tag in the 122 other bits
+
+The construction is that of a synthetic IV: the tag is both the authenticator and the nonce of the mask.
+Pure; the two keys belong to one session and one direction.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from trenza.base.names import NodeId, SaeId
+from trenza.base.units import Bits
+
+WINDOW_BITS, SLOT_BITS, HANDLE_BITS, SIZE_BITS, RECIPE_BITS, TAG_BITS = 26, 10, 12, 10, 4, 60
+PAYLOAD_BITS = WINDOW_BITS + SLOT_BITS + HANDLE_BITS + SIZE_BITS + RECIPE_BITS
+WINDOWS_MAX = 1 << WINDOW_BITS
+SLOTS_MAX = 1 << SLOT_BITS
+SIZE_MAX = Bits(8 << SIZE_BITS)
+assert PAYLOAD_BITS + TAG_BITS == 122
+
+_PAYLOAD_MASK = (1 << PAYLOAD_BITS) - 1
+_TAG_MASK = (1 << TAG_BITS) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class IdKeys:
+    """The two keys that seal the IDs of one direction of one session; 32 bytes each."""
+
+    tag: bytes = field(repr=False)
+    mask: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyAddress:
+    """What a key ID says to the two nodes that can read it."""
+
+    window: int
+    slot: int  # first slot of the key, counted from the segment's first
+    handle: int
+    size: Bits
+    recipe: int  # code in core.recipe
+
+    def __post_init__(self) -> None:
+        if not (
+            0 <= self.window < WINDOWS_MAX
+            and 0 <= self.slot < SLOTS_MAX
+            and 0 <= self.handle < 1 << HANDLE_BITS
+            and 8 <= self.size <= SIZE_MAX
+            and self.size % 8 == 0
+            and 0 <= self.recipe < 1 << RECIPE_BITS
+        ):
+            raise ValueError("the address does not fit a key ID")
+
+    def pack(self) -> int:
+        packed = self.window
+        packed = packed << SLOT_BITS | self.slot
+        packed = packed << HANDLE_BITS | self.handle
+        packed = packed << SIZE_BITS | (self.size // 8 - 1)
+        return packed << RECIPE_BITS | self.recipe
+
+    @staticmethod
+    def unpack(packed: int) -> KeyAddress:
+        recipe = packed & ((1 << RECIPE_BITS) - 1)
+        packed >>= RECIPE_BITS
+        size = ((packed & ((1 << SIZE_BITS) - 1)) + 1) * 8
+        packed >>= SIZE_BITS
+        handle = packed & ((1 << HANDLE_BITS) - 1)
+        packed >>= HANDLE_BITS
+        return KeyAddress(packed >> SLOT_BITS, packed & ((1 << SLOT_BITS) - 1), handle, Bits(size), recipe)
+
+
+def pair_binding(issuer: NodeId, holder: NodeId, initiator: SaeId, target: SaeId, *, policy_digest: bytes) -> bytes:
+    """Return what the MAC of every key ID of this SAE pair covers beside the payload: direction, SAEs, policy."""
+    parts = (issuer, holder, initiator, target)
+    encoded = b"".join(len(raw).to_bytes(4, "big") + raw for raw in (part.encode() for part in parts))
+    return b"trenza key id v1" + encoded + policy_digest
+
+
+def pair_handle(initiator: SaeId, target: SaeId) -> int:
+    """Return the 12-bit handle of an SAE pair; both nodes compute it, and it is only a hint which pair to check."""
+    first = initiator.encode()
+    digest = hashlib.sha256(b"trenza pair v1" + len(first).to_bytes(4, "big") + first + target.encode()).digest()
+    return int.from_bytes(digest[:2], "big") >> (16 - HANDLE_BITS)
+
+
+def seal_key_id(address: KeyAddress, keys: IdKeys, *, binding: bytes) -> UUID:
+    """Return the opaque key ID for `address`."""
+    payload = address.pack()
+    tag = _tag(payload, keys, binding)
+    return _uuid((payload ^ _mask(tag, keys)) << TAG_BITS | tag)
+
+
+def read_key_id(key_id: UUID, keys: IdKeys) -> KeyAddress:
+    """Return the address that `key_id` holds if these are its keys; believe it only after `verify_key_id`."""
+    free = _free_bits(key_id)
+    return KeyAddress.unpack((free >> TAG_BITS) ^ _mask(free & _TAG_MASK, keys))
+
+
+def verify_key_id(key_id: UUID, address: KeyAddress, keys: IdKeys, *, binding: bytes) -> bool:
+    """Tell whether whoever holds `keys` issued `key_id` for `address` under `binding`; constant time."""
+    tag = _free_bits(key_id) & _TAG_MASK
+    return hmac.compare_digest(_tag(address.pack(), keys, binding).to_bytes(8, "big"), tag.to_bytes(8, "big"))
+
+
+def _tag(payload: int, keys: IdKeys, binding: bytes) -> int:
+    digest = hmac.digest(keys.tag, payload.to_bytes(8, "big") + binding, "sha256")
+    return int.from_bytes(digest[:8], "big") & _TAG_MASK
+
+
+def _mask(tag: int, keys: IdKeys) -> int:
+    digest = hmac.digest(keys.mask, tag.to_bytes(8, "big"), "sha256")
+    return int.from_bytes(digest[:8], "big") & _PAYLOAD_MASK
+
+
+def _uuid(free: int) -> UUID:
+    high, middle, low = free >> 74, (free >> 62) & 0xFFF, free & ((1 << 62) - 1)
+    return UUID(int=high << 80 | 0x4 << 76 | middle << 64 | 0b10 << 62 | low)
+
+
+def _free_bits(key_id: UUID) -> int:
+    value = key_id.int
+    return (value >> 80) << 74 | ((value >> 64) & 0xFFF) << 62 | (value & ((1 << 62) - 1))
