@@ -237,7 +237,7 @@ def _mistakes_in_policy(policy: Policy, nodes: frozenset[str]) -> list[str]:
         except Exception as error:  # noqa: BLE001 - whatever is wrong with the name is the mistake to list
             found.append(f"{where}: {error}")
     sizes = (policy.min_key_size, policy.default_key_size, policy.max_key_size)
-    if any(size % 8 or size <= 0 for size in sizes) or not sizes[0] <= sizes[1] <= sizes[2] <= 8192:  # noqa: PLR2004
+    if any(size % 8 or size <= 0 for size in sizes) or not sizes[0] <= sizes[1] <= sizes[2] <= 8192:
         found.append(f"{where}: sizes are multiples of 8 with 0 < min <= default <= max <= 8192 bits")
     if policy.max_hops < 1 or policy.max_age_s < 1 or policy.key_lifetime_s < 1:
         found.append(f"{where}: max_hops, max_age_s and key_lifetime_s are at least 1")

@@ -1,0 +1,130 @@
+"""What protected a key: records with a fixed, versioned format (decision 4).
+
+A *segment record* is written by both end nodes when a segment becomes issuable; its digest is bound into every key
+made of the segment, so the record is shared history and neither end can tell another story later. *Key records* say
+which slots went to whom. Each node chains its records by hash (core.chain) and signs checkpoints, so an auditor with
+public keys finds what was deleted, reordered or altered.
+
+SAEs are told the class (recipe, supply, strength, hops); auditors read all of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+
+from trenza.base.errors import RemoteProtocolError
+from trenza.core.strand import Origin, Supply, worst_of
+
+FORMAT_VERSION = 1
+
+
+class Hop(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One QKD link that the strands crossed."""
+
+    link: str
+    sender: str
+    receiver: str
+    supply: Supply
+    emulated: bool
+    bootstrap: str  # how the link's first authentication key was agreed: "preshared" | "computational"
+    epsilon: float | None  # of the device's blocks, where it states one
+
+
+class Lineage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The joint exchange that classical and post-quantum strands come from."""
+
+    exchange: bytes
+    scheme: str
+    transcript: bytes  # SHA-384 over both message digests
+    authentication: tuple[str, ...]  # "ml-dsa-65", and "root" where an end-to-end root was in force
+
+
+class SegmentRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the strands of one segment come from, who saw them, and since when they are verified."""
+
+    version: int
+    segment: bytes
+    leader: str
+    follower: str
+    issuer: str  # which of the two issues from it
+    slots: int
+    origins: tuple[Origin, ...]
+    lineage: Lineage
+    hops: tuple[Hop, ...]
+    created: int  # nanoseconds since the epoch, by the leader's clock
+    uncertainty: int  # nanoseconds
+
+    @property
+    def known_to(self) -> tuple[str, ...]:
+        """Return every node, beside the two ends, that saw the QKD strands; sorted."""
+        return tuple(sorted({hop.receiver for hop in self.hops} - {self.leader, self.follower}))
+
+    @property
+    def supply(self) -> Supply | None:
+        """Return the worst supply of the links crossed, or None where there is no QKD strand."""
+        return worst_of(hop.supply for hop in self.hops) if self.hops else None
+
+    @property
+    def epsilon(self) -> float | None:
+        """Return the summed epsilon of the hops, or None unless every hop states one."""
+        stated = [hop.epsilon for hop in self.hops if hop.epsilon is not None]
+        return sum(stated) if stated and len(stated) == len(self.hops) else None
+
+    def encode(self) -> bytes:
+        return msgspec.msgpack.encode(self)
+
+    @staticmethod
+    def decode(body: bytes) -> SegmentRecord:
+        """Return the record in `body`.
+
+        Raises:
+            RemoteProtocolError: not a segment record of this format version.
+        """
+        try:
+            record = msgspec.msgpack.decode(body, type=SegmentRecord)
+        except msgspec.DecodeError as error:
+            raise RemoteProtocolError(f"not a segment record: {error}") from None
+        if record.version != FORMAT_VERSION:
+            raise RemoteProtocolError(f"segment record of format version {record.version}")
+        return record
+
+
+def segment_digest(body: bytes) -> bytes:
+    """Return the 48 bytes that bind an encoded segment record into its keys."""
+    return hashlib.sha384(b"trenza segment record v1" + body).digest()
+
+
+class KeyRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Slots that became keys for one SAE pair, or were delivered to the target."""
+
+    version: int
+    segment: bytes
+    peer: str  # the node at the other end
+    window: int
+    slots: tuple[int, ...]  # first slot of each key
+    initiator: str
+    target: str
+    recipe: str
+    size: int  # bits
+    policy: str
+    policy_digest: bytes
+    tls_group: str  # of the application's connection
+    uncertainty: int  # nanoseconds, of the entry's time
+
+
+class WrapRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A key that is random at the initiator's node: LOCAL, or wrapped for several targets."""
+
+    version: int
+    key_id: bytes
+    initiator: str
+    target: str
+    recipe: str
+    size: int
+    braids: tuple[bytes, ...]  # key IDs of the braids that wrap it, one per far target; empty where it never travels
+    policy: str
+    policy_digest: bytes
+    tls_group: str
+    uncertainty: int

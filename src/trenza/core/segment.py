@@ -1,0 +1,96 @@
+"""A segment: the strands of many slots, kept and sealed as one block (decision 6).
+
+Layout of the secret bytes, `n` slots: MA digest 48 | MB digest 48 | classical n x 32 | PQC n x 32 | QKD n x 32,
+the last part only in a segment with QKD. Slots are computed, never stored one by one: cost does not grow with stock.
+Pure.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from trenza.base.secret import Secret
+from trenza.core.provenance import SegmentRecord, segment_digest
+from trenza.core.strand import STRAND_BYTES, TRANSCRIPT_BYTES, Bundle, Origin, Transcript
+
+FULL_ORIGINS = (Origin.CLASSICAL, Origin.PQC, Origin.QKD)
+PLAIN_ORIGINS = (Origin.CLASSICAL, Origin.PQC)
+
+_STRANDS_AT = 2 * TRANSCRIPT_BYTES
+
+
+def assemble(transcript: Transcript, classical: Secret, pqc: Secret, qkd: Secret | None) -> Secret:
+    """Lay the strands of a segment end to end; the parts stay their owners' to wipe."""
+    material = bytearray(transcript.initiator + transcript.responder)
+    for part in (classical, pqc, qkd):
+        if part is not None:
+            material += part.view()
+    return Secret(material)
+
+
+def comparison_tag(material: Secret, record: bytes, *, verify_key: Secret, role: bytes) -> bytes:
+    """Return the tag by which both ends compare strands and record; `role` keeps a tag from being echoed back."""
+    mac = hmac.new(bytes(verify_key.view()), b"trenza segment v1 " + role + len(record).to_bytes(4, "big"), "sha384")
+    mac.update(record)
+    mac.update(material.view())
+    return mac.digest()
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentFacts:
+    """What choosing a slot needs to know of its segment."""
+
+    record: SegmentRecord
+    encoded: bytes = field(repr=False)
+    digest: bytes = field(repr=False)
+
+    @staticmethod
+    def of(encoded: bytes) -> SegmentFacts:
+        return SegmentFacts(SegmentRecord.decode(encoded), encoded, segment_digest(encoded))
+
+    @property
+    def full(self) -> bool:
+        """Tell whether QKD strands are in it."""
+        return Origin.QKD in self.record.origins
+
+
+class OpenSegment:
+    """A segment's strands, unsealed while keys are made of it. Whoever opened it wipes it."""
+
+    __slots__ = ("_material", "facts", "transcript")
+
+    def __init__(self, facts: SegmentFacts, material: Secret) -> None:
+        expected = _STRANDS_AT + facts.record.slots * STRAND_BYTES * len(facts.record.origins)
+        if len(material) != expected:
+            raise ValueError("the sealed material does not fit the segment's record")
+        self.facts = facts
+        self._material = material
+        view = material.view()
+        self.transcript = Transcript(bytes(view[:TRANSCRIPT_BYTES]), bytes(view[TRANSCRIPT_BYTES:_STRANDS_AT]))
+
+    def __repr__(self) -> str:
+        return f"<OpenSegment {self.facts.record.segment.hex()}>"
+
+    def bundle(self, slot: int, origins: Iterable[Origin]) -> Bundle:
+        """Return the strands of `slot` that a recipe asks for; the caller wipes the bundle.
+
+        Raises:
+            ValueError: there is no such slot, or the segment lacks an origin.
+        """
+        record = self.facts.record
+        if not 0 <= slot < record.slots:
+            raise ValueError("no such slot")
+        part = record.slots * STRAND_BYTES
+        return Bundle(
+            {
+                origin: self._material.cut(
+                    _STRANDS_AT + record.origins.index(origin) * part + slot * STRAND_BYTES, STRAND_BYTES
+                )
+                for origin in origins
+            }
+        )
+
+    def wipe(self) -> None:
+        self._material.wipe()

@@ -1,0 +1,152 @@
+"""Windows: slots that the far node has granted, so that issuing needs no round trip and nothing is issued twice
+(decision 8).
+
+The *issuer* takes slots from windows it was granted in this incarnation, in order, never going back. The *holder*
+remembers what it granted, what it has delivered and what was declared void. Both are pure bookkeeping; the stories
+make every step durable before a byte leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from trenza.base.units import Nanoseconds
+from trenza.core.segment import SegmentFacts
+
+
+@dataclass(slots=True)
+class IssuerWindow:
+    """Slots [first, first + count) of one segment that this node may issue; `next` is the first not yet taken."""
+
+    number: int
+    facts: SegmentFacts
+    first: int
+    count: int
+    next: int
+    void: list[int] = field(default_factory=list)  # taken slots that must never be delivered
+
+    @property
+    def left(self) -> int:
+        return self.first + self.count - self.next
+
+    @property
+    def issued(self) -> int:
+        return self.next - self.first
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """One key's place: `slots` slots of `window`, from `slot`."""
+
+    window: IssuerWindow
+    slot: int
+    slots: int
+
+
+class IssuerPool:
+    """What this node may issue to one other node now."""
+
+    def __init__(self) -> None:
+        self._windows: dict[int, IssuerWindow] = {}
+
+    def __iter__(self) -> Iterator[IssuerWindow]:
+        return iter(self._windows.values())
+
+    def add(self, window: IssuerWindow) -> None:
+        """Take over a granted window.
+
+        Raises:
+            ValueError: its slots overlap a window held already: the granting node has gone back in time.
+        """
+        for held in self._windows.values():
+            same = held.facts.record.segment == window.facts.record.segment
+            if held.number == window.number or (
+                same and held.first < window.first + window.count and window.first < held.first + held.count
+            ):
+                raise ValueError("the granted window overlaps one that is held already")
+        self._windows[window.number] = window
+
+    def remove(self, number: int) -> IssuerWindow | None:
+        return self._windows.pop(number, None)
+
+    def available(self, *, full: bool, slots: int = 1, accept: Callable[[SegmentFacts], bool] | None = None) -> int:
+        """Return how many keys of `slots` slots each can be taken from windows that `accept` accepts."""
+        return sum(
+            window.left // slots
+            for window in self._windows.values()
+            if window.facts.full is full and (accept is None or accept(window.facts))
+        )
+
+    def take(self, keys: int, *, full: bool, slots: int, accept: Callable[[SegmentFacts], bool]) -> list[Take]:
+        """Take places for `keys` keys, oldest window first, or none at all.
+
+        Returns:
+            One Take per key; empty when there are not enough. A tail too short for one key is skipped, not split.
+        """
+        chosen: list[tuple[IssuerWindow, int]] = []
+        missing = keys
+        for window in self._windows.values():
+            if window.facts.full is not full or window.left < slots or not accept(window.facts):
+                continue
+            here = min(missing, window.left // slots)
+            chosen.append((window, here))
+            missing -= here
+            if not missing:
+                break
+        if missing:
+            return []
+        takes: list[Take] = []
+        for window, here in chosen:
+            takes += [Take(window, window.next + i * slots, slots) for i in range(here)]
+            window.next += here * slots
+        return takes
+
+
+@dataclass(slots=True)
+class HeldWindow:
+    """A window this node granted: what may still be fetched of it."""
+
+    number: int
+    facts: SegmentFacts
+    first: int
+    count: int
+    granted: Nanoseconds
+    issued: int = 0  # slots issued, as the issuer last said
+    closed: Nanoseconds | None = None  # since when nothing more is issued from it
+    delivered: set[int] = field(default_factory=set)  # slots; includes those that a delivery under way has reserved
+    void: set[int] = field(default_factory=set)
+    marks: list[tuple[int, Nanoseconds]] = field(default_factory=list)  # (issued so far, when we heard it)
+
+    def mark(self, issued: int, now: Nanoseconds) -> None:
+        """Note how far the issuer has come; going back is ignored."""
+        if issued > self.issued:
+            self.issued = min(issued, self.count)
+            self.marks.append((self.issued, now))
+        if self.issued == self.count and self.closed is None:
+            self.closed = now
+
+    def heard_at(self, slot: int) -> Nanoseconds | None:
+        """Return when we learned that `slot` was issued; None while we have not."""
+        for issued, moment in self.marks:
+            if slot < self.first + issued:
+                return moment
+        return self.closed
+
+    def reserve(self, slots: range) -> bool:
+        """Reserve `slots` for a delivery; False when one is outside, void, or delivered before."""
+        if slots.start < self.first or slots.stop > self.first + self.count:
+            return False
+        if any(slot in self.delivered or slot in self.void for slot in slots):
+            return False
+        self.delivered.update(slots)
+        return True
+
+    def release(self, slots: range) -> None:
+        """Give back a reservation of which nothing was committed."""
+        self.delivered.difference_update(slots)
+
+    @property
+    def spent(self) -> bool:
+        """Tell whether no slot of it can be delivered any more."""
+        return len(self.delivered | self.void) >= self.count
