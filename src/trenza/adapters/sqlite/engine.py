@@ -1,0 +1,199 @@
+"""The transactions: a group of commits becomes one, chained into the ledger and counted.
+
+Synchronous and on one connection; who calls it from where is the fronts' affair (store.py, inline.py). Nothing that
+it reports as written is less than durable.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import apsw
+import msgspec
+
+from trenza.adapters.sqlite.reading import after_prefix
+from trenza.base.errors import ConflictError, StoreUnavailableError
+from trenza.core.chain import chain_hash
+from trenza.kms.ports import Append, ChainHead, Change, Delete, DeletePrefix, Insert, Put, Table
+
+_log = logging.getLogger(__name__)
+
+_PUT = {table: f"INSERT OR REPLACE INTO {table.value} VALUES (?, ?)" for table in Table}  # noqa: S608 - a closed list
+_INSERT = {table: f"INSERT INTO {table.value} VALUES (?, ?)" for table in Table}  # noqa: S608
+_DELETE = {table: f"DELETE FROM {table.value} WHERE key = ?" for table in Table}  # noqa: S608
+_DELETE_FROM = {table: f"DELETE FROM {table.value} WHERE key >= ?" for table in Table}  # noqa: S608
+_DELETE_RANGE = {table: f"DELETE FROM {table.value} WHERE key >= ? AND key < ?" for table in Table}  # noqa: S608
+_ENTRY = "INSERT INTO ledger VALUES (?, ?, ?, ?, ?, ?)"
+_TERM = "INSERT OR IGNORE INTO ledger_term VALUES (?, ?)"
+_COUNT = "UPDATE store_state SET counter = ?"
+
+_CALLERS_FAULT = (apsw.TooBigError, apsw.MismatchError, apsw.ConstraintError)
+
+Outcome = Exception | None
+"""None: durable. ConflictError or a caller's bug: nothing was written. StoreUnavailableError: doubtful."""
+
+
+class Engine:
+    """Applies groups of commits on one connection and knows where the ledger stands.
+
+    `head` and `counter` only ever speak of what is durable, and may be read from any thread.
+    """
+
+    def __init__(self, connection: apsw.Connection) -> None:
+        self._connection = connection
+        self._execute = connection.execute
+        self._logged_pages = 0
+        self._in_step = True
+        self._broken = False
+        connection.set_wal_hook(self._logged)
+        self.counter, self.head = self._where_it_stands()
+        self._next = self.head  # the head inside the open transaction
+
+    def apply(self, group: Sequence[Sequence[Change]]) -> list[Outcome]:
+        """Make the commits durable in one transaction, and say what became of each."""
+        try:
+            return self._transaction(group)
+        except (apsw.Error, MemoryError) as error:
+            if not isinstance(error, _CALLERS_FAULT):
+                _log.warning("a group of %d commits failed: %s", len(group), error)
+                return [_unavailable(error) for _ in group]
+            fault: Exception = error
+        except Exception as error:  # noqa: BLE001 - a caller's bug (a wrong type) is given to that caller alone
+            fault = error
+        if len(group) == 1:
+            return [fault]
+        return [outcome for changes in group for outcome in self.apply([changes])]
+
+    @property
+    def is_usable(self) -> bool:
+        """False when a failed transaction could not be rolled back: close this and open the file again."""
+        return not self._broken
+
+    @property
+    def logged_pages(self) -> int:
+        """Pages in the write-ahead log that the main file may lack."""
+        return self._logged_pages
+
+    def checkpoint(self, *, truncate: bool = False) -> None:
+        """Move the log's pages into the main file; what cannot be moved now stays in the log, and is safe there."""
+        mode = apsw.SQLITE_CHECKPOINT_TRUNCATE if truncate else apsw.SQLITE_CHECKPOINT_PASSIVE
+        try:
+            logged, moved = self._connection.wal_checkpoint(mode=mode)
+        except apsw.BusyError:
+            return
+        except apsw.Error as error:
+            _log.warning("the log could not be moved into the store's main file: %s", error)
+            return
+        self._logged_pages = logged - moved
+
+    def close(self) -> None:
+        """Move what is logged into the main file and let go of it; may be called twice."""
+        with contextlib.suppress(apsw.ConnectionClosedError):
+            if not self._broken:
+                self.checkpoint(truncate=True)
+            self._connection.set_wal_hook(None)
+            self._connection.close()
+
+    def _transaction(self, group: Sequence[Sequence[Change]]) -> list[Outcome]:
+        self._execute("BEGIN IMMEDIATE")
+        try:
+            if not self._in_step:
+                self.counter, self.head = self._where_it_stands()
+                self._in_step = True
+            self._next = self.head
+            outcomes = [self._commit(changes) for changes in group]
+            self._execute(_COUNT, (self.counter + 1,))
+            self._execute("COMMIT")
+        except BaseException:
+            self._in_step = False
+            self._roll_back()
+            raise
+        self.counter += 1
+        self.head = self._next
+        return outcomes
+
+    def _commit(self, changes: Sequence[Change]) -> Outcome:
+        """Write one commit inside the open transaction, or nothing of it."""
+        if not any(isinstance(change, Insert) for change in changes[1:]):
+            try:
+                self._write(changes)
+            except ConflictError as conflict:  # by the first change, so nothing was written before it
+                return conflict
+            return None
+        before = self._next
+        self._execute("SAVEPOINT one_commit")
+        try:
+            self._write(changes)
+        except ConflictError as conflict:
+            self._next = before
+            self._execute("ROLLBACK TO one_commit")
+            self._execute("RELEASE one_commit")
+            return conflict
+        self._execute("RELEASE one_commit")
+        return None
+
+    def _write(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            match change:
+                case Put(table, key, value):
+                    self._execute(_PUT[table], (key, value))
+                case Insert(table, key, value):
+                    self._insert(table, key, value)
+                case Delete(table, key):
+                    self._execute(_DELETE[table], (key,))
+                case DeletePrefix(table, prefix):
+                    self._delete_prefix(table, prefix)
+                case Append():
+                    self._append(change)
+
+    def _insert(self, table: Table, key: bytes, value: bytes) -> None:
+        try:
+            self._execute(_INSERT[table], (key, value))
+        except apsw.ConstraintError as error:
+            if error.extendedresult != apsw.SQLITE_CONSTRAINT_PRIMARYKEY:  # type: ignore[attr-defined]  # not in its stubs
+                raise
+            raise ConflictError(f"a row of {table.value} that was to be written once is there already") from None
+
+    def _delete_prefix(self, table: Table, prefix: bytes) -> None:
+        if not prefix:
+            raise ValueError("the prefix is empty: this would delete the whole table")
+        end = after_prefix(prefix)
+        if end is None:
+            self._execute(_DELETE_FROM[table], (prefix,))
+        else:
+            self._execute(_DELETE_RANGE[table], (prefix, end))
+
+    def _append(self, entry: Append) -> None:
+        sequence = self._next.sequence + 1
+        digest = chain_hash(
+            self._next.hash, sequence=sequence, time=entry.time, kind=entry.kind, body=entry.body, terms=entry.terms
+        )
+        terms = msgspec.json.encode(entry.terms).decode()
+        self._execute(_ENTRY, (sequence, entry.time, entry.kind, entry.body, digest, terms))
+        for term in entry.terms:
+            self._execute(_TERM, (term, sequence))
+        self._next = ChainHead(sequence, digest)
+
+    def _where_it_stands(self) -> tuple[int, ChainHead]:
+        counter: int = self._execute("SELECT counter FROM store_state").get
+        last: list[Any] = self._execute("SELECT sequence, hash FROM ledger ORDER BY sequence DESC LIMIT 1").fetchall()
+        return counter, ChainHead(*last[0]) if last else ChainHead()
+
+    def _roll_back(self) -> None:
+        try:
+            if self._connection.in_transaction:
+                self._execute("ROLLBACK")
+        except apsw.Error as error:
+            self._broken = True
+            _log.warning("a failed transaction could not be rolled back: %s", error)
+
+    def _logged(self, _connection: apsw.Connection, _name: str, pages: int) -> int:
+        self._logged_pages = pages
+        return apsw.SQLITE_OK
+
+
+def _unavailable(error: BaseException) -> StoreUnavailableError:
+    return StoreUnavailableError(f"the store could not commit: {error}")
