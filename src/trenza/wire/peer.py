@@ -79,6 +79,19 @@ class RootReset(_Message, frozen=True):
     presence: Presence
 
 
+class Superseded(_Message, frozen=True):
+    """Answer to Hello or Knock: this node has met a later life of the other, or another copy of this one.
+
+    Whoever gets this cannot trust its memory: it drops its strands and comes back in an epoch after `known`.
+    """
+
+    known: Presence
+
+
+class Leave(_Message, frozen=True):
+    """This node stops in good order: its lease may end now."""
+
+
 class Knock(_Message, frozen=True):
     """The follower asks the leader to open a session: it has just started, or lost the last one."""
 
@@ -247,18 +260,20 @@ class Relayed(_Message, frozen=True):
 
 
 class LinkLevel(msgspec.Struct, frozen=True, array_like=True):
-    """How much traffic key one end can send under, as that end says; newer sequence wins."""
+    """How much key one end can send under, as that end says; newer sequence wins."""
 
     link: str
     sender: str
-    units: int
+    units: int  # of traffic key
+    reserve: int  # units kept for authentication; without one, nothing can be sent
     sequence: int
 
 
 class LinkLevels(_Message, frozen=True):
-    """Flooded among neighbours when levels change."""
+    """Flooded among neighbours when levels change; `gone` is between the two of them only."""
 
     levels: tuple[LinkLevel, ...]
+    gone: tuple[bytes, ...]  # blocks of links shared with the receiver that the speaker no longer holds
 
 
 # --- several targets
@@ -307,6 +322,8 @@ PeerMessage = (
     Hello
     | HelloAnswer
     | RootReset
+    | Superseded
+    | Leave
     | Knock
     | Done
     | Beat
