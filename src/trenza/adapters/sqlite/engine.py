@@ -98,8 +98,8 @@ class Engine:
             self._connection.close()
 
     def _transaction(self, group: Sequence[Sequence[Change]]) -> list[Outcome]:
-        self._execute("BEGIN IMMEDIATE")
         try:
+            self._execute("BEGIN IMMEDIATE")
             if not self._in_step:
                 self.counter, self.head = self._where_it_stands()
                 self._in_step = True

@@ -16,6 +16,8 @@ from trenza.kms.ports import Table
 APPLICATION_ID = 0x54525A41  # "TRZA", in the file's header
 VERSION = 1
 
+_PATIENCE_MS = 1_000  # with another tool that looks into the file
+
 _SETTINGS = (
     "PRAGMA synchronous=FULL",
     "PRAGMA secure_delete=ON",
@@ -46,10 +48,19 @@ _LEDGER = (
 
 
 def connect(path: str, *, vfs: str | None = None) -> apsw.Connection:
-    """Open an existing store file and set the connection up; the first one calls `prepare` too."""
+    """Open an existing store file and set the connection up; the first one calls `prepare` too.
+
+    Raises:
+        InvalidDocumentError: it is no database; it was not touched.
+    """
     connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE, vfs=vfs)
-    for setting in _SETTINGS:
-        connection.execute(setting)
+    connection.set_busy_timeout(_PATIENCE_MS)
+    try:
+        for setting in _SETTINGS:
+            connection.execute(setting)
+    except apsw.NotADBError:
+        connection.close()
+        raise InvalidDocumentError(path, ("it is not a database",)) from None
     return connection
 
 
@@ -72,11 +83,8 @@ def prepare(connection: apsw.Connection) -> None:
 
 
 def _is_fresh(connection: apsw.Connection) -> bool:
-    try:
-        application, version = connection.pragma("application_id"), connection.pragma("user_version")
-        tables = connection.execute("SELECT count(*) FROM sqlite_schema").get
-    except apsw.NotADBError:
-        raise InvalidDocumentError(connection.filename, ("it is not a database",)) from None
+    application, version = connection.pragma("application_id"), connection.pragma("user_version")
+    tables = connection.execute("SELECT count(*) FROM sqlite_schema").get
     if application == 0 and version == 0 and tables == 0:
         return True
     if application != APPLICATION_ID:

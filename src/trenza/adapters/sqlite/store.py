@@ -55,7 +55,11 @@ class SqliteStore:
         try:
             path = str(held.store_file())
             engine = _opened(path, vfs)
-            reading = Reading(schema.connect(path, vfs=vfs))
+            try:
+                reading = Reading(schema.connect(path, vfs=vfs))
+            except BaseException:
+                engine.close()
+                raise
         except (OSError, apsw.Error) as error:
             held.release()
             raise StoreUnavailableError(f"the store in {directory} cannot be opened: {error}") from error

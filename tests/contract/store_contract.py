@@ -1,0 +1,219 @@
+"""What every implementation of kms.ports.Store must do. Run it against your own:
+
+    @pytest.mark.parametrize("clause", store_contract.CLAUSES, ids=store_contract.name)
+    def test_my_store_keeps_the_contract(clause, tmp_path):
+        asyncio.run(clause(lambda: MyStore(tmp_path)))
+
+`make_store` opens the same durable memory each time it is called; a clause closes what it opened.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from trenza.base.errors import ConflictError, StoreUnavailableError
+from trenza.base.units import Nanoseconds
+from trenza.core.chain import verify_chain
+from trenza.kms.ports import Append, ChainHead, Delete, DeletePrefix, Insert, LedgerQuery, Put, Store, Table
+
+MakeStore = Callable[[], Store]
+Clause = Callable[[MakeStore], Awaitable[None]]
+
+SEGMENT, WINDOW, DELIVERED = Table.SEGMENT, Table.WINDOW, Table.DELIVERED
+
+
+def entry(number: int, *, kind: str = "issued", terms: tuple[str, ...] = ()) -> Append:
+    return Append(Nanoseconds(number * 1_000), kind, b"body %d" % number, terms)
+
+
+async def a_row_is_read_back_replaced_and_deleted(make_store: MakeStore) -> None:
+    store = make_store()
+    assert await store.get(SEGMENT, b"k") is None
+    await store.commit([Put(SEGMENT, b"k", b"one")])
+    assert await store.get(SEGMENT, b"k") == b"one"
+    assert await store.get(WINDOW, b"k") is None
+    await store.commit([Put(SEGMENT, b"k", b"two"), Put(WINDOW, b"k", b"")])
+    assert await store.get(SEGMENT, b"k") == b"two"
+    assert await store.get(WINDOW, b"k") == b""
+    await store.commit([Delete(SEGMENT, b"k"), Delete(SEGMENT, b"never there")])
+    assert await store.get(SEGMENT, b"k") is None
+    await store.close()
+
+
+async def rows_are_scanned_by_prefix_in_order(make_store: MakeStore) -> None:
+    store = make_store()
+    keys = [b"", b"a", b"a\x00", b"a\xff", b"a\xff\xff", b"b", b"\xff", b"\xff\xff\x01"]
+    await store.commit([Put(SEGMENT, key, b"v" + key) for key in reversed(keys)])
+    assert await store.scan(SEGMENT) == [(key, b"v" + key) for key in sorted(keys)]
+    for prefix in (b"a", b"a\xff", b"\xff", b"\xff\xff", b"c"):
+        found = [key for key, _ in await store.scan(SEGMENT, prefix)]
+        assert found == sorted(key for key in keys if key.startswith(prefix))
+    await store.close()
+
+
+async def rows_are_deleted_by_prefix(make_store: MakeStore) -> None:
+    store = make_store()
+    keys = [b"a", b"a\x00", b"a\xff", b"b", b"\xff", b"\xff\xff\x01"]
+    await store.commit([Put(SEGMENT, key, b"") for key in keys])
+    await store.commit([DeletePrefix(SEGMENT, b"a")])
+    assert [key for key, _ in await store.scan(SEGMENT)] == [b"b", b"\xff", b"\xff\xff\x01"]
+    await store.commit([DeletePrefix(SEGMENT, b"\xff")])
+    assert [key for key, _ in await store.scan(SEGMENT)] == [b"b"]
+    with pytest.raises(ValueError, match="prefix is empty"):
+        await store.commit([DeletePrefix(SEGMENT, b"")])
+    assert await store.get(SEGMENT, b"b") == b""
+    await store.close()
+
+
+async def a_conflict_writes_nothing_of_its_commit(make_store: MakeStore) -> None:
+    store = make_store()
+    await store.commit([Insert(DELIVERED, b"k", b"first"), entry(1)])
+    before = await store.head()
+    for changes in (
+        [Insert(DELIVERED, b"k", b"second"), Put(SEGMENT, b"s", b""), entry(2)],
+        [Put(SEGMENT, b"s", b""), entry(2), Insert(DELIVERED, b"k", b"second")],
+        [Insert(DELIVERED, b"new"), Insert(DELIVERED, b"new")],
+    ):
+        with pytest.raises(ConflictError):
+            await store.commit(changes)
+    assert await store.scan(SEGMENT) == []
+    assert await store.scan(DELIVERED) == [(b"k", b"first")]
+    assert await store.head() == before
+    await store.commit([Delete(DELIVERED, b"k"), Insert(DELIVERED, b"k", b"third")])
+    assert await store.get(DELIVERED, b"k") == b"third"
+    await store.close()
+
+
+async def a_conflict_touches_no_other_commit(make_store: MakeStore) -> None:
+    store = make_store()
+    await store.commit([Insert(DELIVERED, b"taken")])
+    commits = [
+        [entry(n), Insert(DELIVERED, b"taken" if n % 3 == 0 else b"%d" % n), Put(SEGMENT, b"%03d" % n, b"")]
+        for n in range(60)
+    ]
+    outcomes = await asyncio.gather(*map(store.commit, commits), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [ConflictError if n % 3 == 0 else type(None) for n in range(60)]
+    written = [int(key) for key, _ in await store.scan(SEGMENT)]
+    assert written == [n for n in range(60) if n % 3]
+    ledger = await store.entries(LedgerQuery())
+    assert [e.body for e in ledger] == [b"body %d" % n for n in written]
+    verify_chain(ledger, ChainHead())
+    await store.close()
+
+
+async def a_callers_bug_touches_no_other_commit(make_store: MakeStore) -> None:
+    store = make_store()
+    commits = [[Put(SEGMENT, b"%d" % n, b""), entry(n)] for n in range(20)]
+    commits[7] = [entry(7), Put(SEGMENT, "not bytes", b"")]  # type: ignore[arg-type]
+    outcomes = await asyncio.gather(*map(store.commit, commits), return_exceptions=True)
+    assert [n for n, outcome in enumerate(outcomes) if outcome is not None] == [7]
+    assert len(await store.scan(SEGMENT)) == 19
+    assert verify_chain(await store.entries(LedgerQuery()), ChainHead())[0] == 19
+    await store.close()
+
+
+async def concurrent_commits_take_effect_in_the_order_of_their_calls(make_store: MakeStore) -> None:
+    store = make_store()
+    await asyncio.gather(*(store.commit([Put(WINDOW, b"w", b"%d" % n), entry(n)]) for n in range(300)))
+    assert await store.get(WINDOW, b"w") == b"299"
+    ledger = await store.entries(LedgerQuery())
+    assert [e.body for e in ledger] == [b"body %d" % n for n in range(300)]
+    await store.close()
+
+
+async def the_ledger_is_chained_and_its_head_moves(make_store: MakeStore) -> None:
+    store = make_store()
+    assert await store.head() == ChainHead()
+    await asyncio.gather(*(store.commit([entry(2 * n), entry(2 * n + 1)]) for n in range(50)))
+    ledger = await store.entries(LedgerQuery())
+    assert [e.sequence for e in ledger] == list(range(1, 101))
+    assert ChainHead(*verify_chain(ledger, ChainHead())) == await store.head()
+    assert verify_chain(await store.entries(LedgerQuery(after_sequence=40)), ledger[39])[0] == 100
+    await store.close()
+
+
+async def ledger_entries_are_found_by_term_kind_and_time(make_store: MakeStore) -> None:
+    store = make_store()
+    await store.commit(
+        [entry(n, kind=("issued", "voided")[n % 2], terms=("node:a", f"key:{n % 5}", "node:a")) for n in range(20)]
+    )
+
+    async def found(**conditions) -> list[int]:
+        return [e.time // 1_000 for e in await store.entries(LedgerQuery(**conditions))]
+
+    assert await found(term="key:3") == [3, 8, 13, 18]
+    assert await found(term="key:3", kind="voided") == [3, 13]
+    assert await found(term="node:a", since=Nanoseconds(17_000)) == [17, 18, 19]
+    assert await found(since=Nanoseconds(4_000), until=Nanoseconds(6_000)) == [4, 5, 6]
+    assert await found(kind="issued", after_sequence=11, limit=3) == [12, 14, 16]
+    assert await found(term="key") == []
+    (first,) = await store.entries(LedgerQuery(limit=1))
+    assert first.terms == ("node:a", "key:0", "node:a")
+    await store.close()
+
+
+async def what_was_committed_is_there_after_a_restart(make_store: MakeStore) -> None:
+    store = make_store()
+    await store.commit([Put(SEGMENT, b"k", b"v" * 100_000), Insert(DELIVERED, b"d"), entry(1, terms=("node:a",))])
+    counter, head = store.counter(), await store.head()
+    await store.close()
+    again = make_store()
+    assert await again.get(SEGMENT, b"k") == b"v" * 100_000
+    assert (again.counter(), await again.head()) == (counter, head)
+    with pytest.raises(ConflictError):
+        await again.commit([Insert(DELIVERED, b"d")])
+    await again.commit([entry(2)])
+    verify_chain(await again.entries(LedgerQuery()), ChainHead())
+    await again.close()
+
+
+async def the_counter_grows_with_every_commit_that_waits_alone(make_store: MakeStore) -> None:
+    store = make_store()
+    before = store.counter()
+    for n in range(5):
+        await store.commit([Put(WINDOW, b"w", b"%d" % n)])
+    assert store.counter() == before + 5
+    await store.close()
+
+
+async def a_closed_store_says_so(make_store: MakeStore) -> None:
+    store = make_store()
+    await store.close()
+    await store.close()
+    with pytest.raises(StoreUnavailableError):
+        await store.commit([Put(WINDOW, b"w", b"")])
+    with pytest.raises(StoreUnavailableError):
+        await store.get(WINDOW, b"w")
+
+
+async def closing_finishes_what_was_called(make_store: MakeStore) -> None:
+    store = make_store()
+    async with asyncio.TaskGroup() as calls:
+        for n in range(100):
+            calls.create_task(store.commit([Put(SEGMENT, b"%03d" % n, b"")]))
+        calls.create_task(store.close())
+    again = make_store()
+    assert len(await again.scan(SEGMENT)) == 100
+    await again.close()
+
+
+CLAUSES: tuple[Clause, ...] = (
+    a_row_is_read_back_replaced_and_deleted,
+    rows_are_scanned_by_prefix_in_order,
+    rows_are_deleted_by_prefix,
+    a_conflict_writes_nothing_of_its_commit,
+    a_conflict_touches_no_other_commit,
+    a_callers_bug_touches_no_other_commit,
+    concurrent_commits_take_effect_in_the_order_of_their_calls,
+    the_ledger_is_chained_and_its_head_moves,
+    ledger_entries_are_found_by_term_kind_and_time,
+    what_was_committed_is_there_after_a_restart,
+    the_counter_grows_with_every_commit_that_waits_alone,
+    a_closed_store_says_so,
+    closing_finishes_what_was_called,
+)
+
+
+def name(clause: Clause) -> str:
+    return clause.__name__
