@@ -1,0 +1,480 @@
+"""TLS as an asyncio transport: any asyncio.Protocol runs over it, under asyncio's own loop and uvloop alike.
+
+Knows nothing of what the bytes mean. One write to the socket per turn of the loop, however many the application made;
+memory is bounded in both directions by pausing (ours and the application's). What ends a connection ends it cleanly:
+alerts and close_notify are sent, timers cancelled, and the application hears of it exactly once.
+Standard: RFC 8446 (clause 6.1: close_notify, half-closed connections); interface: asyncio's Transport and Protocol.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
+
+from OpenSSL import SSL
+
+from trenza.base.errors import AuthenticationError, PeerUnavailableError, RemoteProtocolError, TrenzaError
+from trenza.net.tls import (
+    ContextProvider,
+    PeerIdentity,
+    RevocationCheck,
+    Side,
+    TlsContext,
+    TlsStatistics,
+    never_revoked,
+    openssl_reason,
+    peer_identity,
+    server_name_indication,
+    verify_name,
+)
+
+RECORD_BYTES = 16_384  # the largest plaintext of one TLS record
+FLUSH_BYTES = 65_536
+WRITE_STEP_BYTES = 262_144  # encrypts at most this much before handing it on
+MAX_HANDSHAKE_BYTES = 262_144  # an ML-DSA-65 chain with two intermediates is about 30 kB
+HANDSHAKE_TIMEOUT_S = 10.0
+CLOSE_TIMEOUT_S = 30.0  # for a peer that does not read what was sent before the close
+MAX_HANDSHAKES = 256
+
+ProtocolFactory = Callable[[], asyncio.Protocol]
+P = TypeVar("P", bound=asyncio.Protocol)
+
+
+@dataclass(slots=True)
+class Terms:
+    """What both ends of this process ask of a connection before the application sees it."""
+
+    is_revoked: RevocationCheck = never_revoked
+    expected_name: str | None = None
+    handshake_timeout_s: float = HANDSHAKE_TIMEOUT_S
+    statistics: TlsStatistics = field(default_factory=TlsStatistics)
+    handshakes_running: int = 0
+
+    def check(self, peer: PeerIdentity) -> None:
+        """Refuse a revoked certificate or one for another name.
+
+        Raises:
+            AuthenticationError: the reason in its message.
+        """
+        if self.expected_name is not None:
+            verify_name(peer.certificate, self.expected_name)
+        if self.is_revoked(peer.fingerprint):
+            raise AuthenticationError("the peer's certificate was revoked")
+
+
+class TlsTransport(asyncio.Transport, asyncio.Protocol):
+    """Stands between two parties: the socket's transport calls it as a Protocol, the application as a Transport.
+
+    `get_extra_info("peer")` gives the verified PeerIdentity.
+    """
+
+    def __init__(
+        self,
+        context: TlsContext,
+        application: ProtocolFactory,
+        terms: Terms,
+        established: asyncio.Future[None] | None = None,
+    ) -> None:
+        super().__init__()
+        self._loop = asyncio.get_running_loop()
+        self._terms = terms
+        self._make_application = application
+        self._application: asyncio.Protocol | None = None
+        self._established = established
+        self._tls = SSL.Connection(context.openssl, None)
+        self._side = context.side
+        self._raw: asyncio.Transport | None = None
+        self._peer: PeerIdentity | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._error: Exception | None = None
+        self._handshake_bytes = 0
+        self._shaking = False
+        self._heard_application = False
+        self._unsent: list[bytes] = []
+        self._unsent_bytes = 0
+        self._drain_due = False
+        self._in_read = False
+        self._reading_paused = False
+        self._writing_ended = False
+        self._peer_ended = False
+        self._closing = False
+
+    # ---- called by the socket's transport ----
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._raw = cast("asyncio.Transport", transport)
+        _tune(transport)
+        if self._side is Side.SERVER and self._terms.handshakes_running >= MAX_HANDSHAKES:
+            self._refuse("too many handshakes", PeerUnavailableError("too many handshakes", sent=False))
+            return
+        self._shaking = True
+        self._terms.handshakes_running += 1
+        self._timer = self._loop.call_later(self._terms.handshake_timeout_s, self._handshake_timed_out)
+        if self._side is Side.SERVER:
+            self._tls.set_accept_state()
+            return
+        self._tls.set_connect_state()
+        name = server_name_indication(self._terms.expected_name) if self._terms.expected_name else None
+        if name is not None:
+            self._tls.set_tlsext_host_name(name)
+        self._shake_hands()
+
+    def data_received(self, data: bytes) -> None:
+        if self._closing:
+            return
+        if self._shaking:
+            self._handshake_bytes += len(data)
+            if self._handshake_bytes > MAX_HANDSHAKE_BYTES:
+                self._refuse("handshake too large", RemoteProtocolError("the TLS handshake is too large"))
+                return
+        self._tls.bio_write(data)
+        if self._shaking:
+            self._shake_hands()
+            if self._application is None:
+                return
+        self._read()
+
+    def eof_received(self) -> bool:
+        """The peer's socket ended; without close_notify the end could be an attacker's."""
+        if self._application is None or self._closing:
+            return False
+        self._read()
+        if self._peer_ended or self._closing:
+            return not self._closing
+        self._error = self._error or RemoteProtocolError("the peer ended the stream without close_notify")
+        self._peer_ended = True
+        return bool(self._application.eof_received()) and not (self._writing_ended or self._closing)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closing = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        application, self._application = self._application, None
+        self._unsent.clear()
+        if application is not None:
+            self._terms.statistics.connections_open -= 1
+            application.connection_lost(self._error or exc)
+        else:
+            self._fail_handshake(
+                "closed by peer", PeerUnavailableError("the peer closed during the handshake", sent=False)
+            )
+        self._raw = None
+
+    def pause_writing(self) -> None:
+        if self._application is not None:
+            self._application.pause_writing()
+
+    def resume_writing(self) -> None:
+        if self._application is not None:
+            self._application.resume_writing()
+
+    # ---- the handshake ----
+
+    def _shake_hands(self) -> None:
+        try:
+            self._tls.do_handshake()
+        except SSL.WantReadError:
+            self._flush()
+            return
+        except SSL.Error as error:
+            reason = openssl_reason(error)
+            self._flush()  # the alert that tells the peer why
+            self._refuse(reason, AuthenticationError(f"the TLS handshake failed: {reason}"))
+            return
+        self._flush()
+        try:
+            peer = peer_identity(self._tls)
+            self._terms.check(peer)
+        except AuthenticationError as error:
+            self._end_stream()
+            self._refuse(error.message, error)
+            return
+        self._accept(peer)
+
+    def _accept(self, peer: PeerIdentity) -> None:
+        self._peer = peer
+        self._end_handshake()
+        self._terms.statistics.completed[peer.group] += 1
+        self._terms.statistics.connections_open += 1
+        self._application = self._make_application()
+        self._application.connection_made(self)
+        if self._established is not None and not self._established.done():
+            self._established.set_result(None)
+
+    def _end_handshake(self) -> None:
+        if self._shaking:
+            self._shaking = False
+            self._terms.handshakes_running -= 1
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _handshake_timed_out(self) -> None:
+        self._refuse("timeout", PeerUnavailableError("the TLS handshake took too long", sent=False))
+        self.abort()
+
+    def _refuse(self, reason: str, error: TrenzaError) -> None:
+        self._fail_handshake(reason, error)
+        self._closing = True
+        if self._raw is not None:
+            self._raw.close()
+            self._timer = self._loop.call_later(CLOSE_TIMEOUT_S, self.abort)
+
+    def _fail_handshake(self, reason: str, error: TrenzaError) -> None:
+        if self._peer is not None or self._error is not None:
+            return  # it succeeded, or its failure was told
+        self._end_handshake()
+        self._error = error
+        self._terms.statistics.failed[reason] += 1
+        if self._established is not None and not self._established.done():
+            self._established.set_exception(error)
+
+    # ---- bytes inwards ----
+
+    def _read(self) -> None:
+        """Hand everything that can be decrypted to the application, until it pauses or closes."""
+        heard = False
+        self._in_read = True
+        try:
+            while not (self._reading_paused or self._closing):
+                try:
+                    plain = self._tls.recv(RECORD_BYTES)
+                except SSL.WantReadError:
+                    break
+                except SSL.ZeroReturnError:
+                    self._peer_said_goodbye()
+                    break
+                except SSL.Error as error:
+                    self._broken(error)
+                    return
+                heard = self._heard_application = True
+                assert self._application is not None
+                self._application.data_received(plain)
+        finally:
+            self._in_read = False
+        if self._unsent:
+            self._drain()
+        elif not heard and not self._closing:
+            self._flush()  # an answer to KeyUpdate: otherwise it waits for our next write
+
+    def _peer_said_goodbye(self) -> None:
+        if self._peer_ended or self._application is None:
+            return
+        self._peer_ended = True
+        if not self._application.eof_received() or self._writing_ended:
+            self.close()
+
+    def _broken(self, error: SSL.Error) -> None:
+        reason = openssl_reason(error)
+        if self._heard_application:
+            self._error = RemoteProtocolError(f"TLS failed: {reason}")
+        else:  # in TLS 1.3 a client learns only now that the server refused its certificate
+            self._error = AuthenticationError(f"the TLS handshake was refused by the peer: {reason}")
+        self._closing = True
+        self._flush()
+        if self._raw is not None:
+            self._raw.close()
+            self._timer = self._loop.call_later(CLOSE_TIMEOUT_S, self.abort)
+
+    # ---- bytes outwards ----
+
+    def _drain(self) -> None:
+        self._drain_due = False
+        if not self._unsent or self._raw is None:
+            return
+        unsent = self._unsent[0] if len(self._unsent) == 1 else b"".join(self._unsent)
+        self._unsent.clear()
+        self._unsent_bytes = 0
+        try:
+            if len(unsent) <= WRITE_STEP_BYTES:
+                self._tls.sendall(unsent)
+                self._flush()
+                return
+            whole = memoryview(unsent)
+            for first in range(0, len(whole), WRITE_STEP_BYTES):
+                self._tls.sendall(whole[first : first + WRITE_STEP_BYTES])
+                self._flush()
+        except SSL.Error as error:
+            self._error = self._error or RemoteProtocolError(f"TLS failed: {openssl_reason(error)}")
+            self.abort()
+
+    def _flush(self) -> None:
+        """Move what OpenSSL wants sent to the socket."""
+        if self._raw is None:
+            return
+        try:
+            while True:
+                record = self._tls.bio_read(FLUSH_BYTES)
+                self._raw.write(record)
+                if len(record) < FLUSH_BYTES:
+                    return
+        except SSL.WantReadError:
+            return
+
+    def _end_stream(self) -> None:
+        """Send close_notify after all that was written."""
+        if self._writing_ended:
+            return
+        self._drain()
+        self._writing_ended = True
+        try:
+            self._tls.shutdown()
+        except SSL.Error:
+            return  # the connection is broken already; nobody can be told
+        self._flush()
+
+    # ---- called by the application ----
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        if name == "peer":
+            return self._peer
+        return self._raw.get_extra_info(name, default) if self._raw is not None else default
+
+    def write(self, data: bytes | bytearray | memoryview[int]) -> None:
+        if self._writing_ended or self._closing or not data:
+            return
+        piece = data if type(data) is bytes else bytes(data)
+        self._unsent.append(piece)
+        self._unsent_bytes += len(piece)
+        if not (self._drain_due or self._in_read):
+            self._drain_due = True
+            self._loop.call_soon(self._drain)
+
+    def writelines(self, list_of_data: Any) -> None:
+        self.write(b"".join(list_of_data))
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        """Half-close: nothing more is sent; what the peer still says is heard until it ends too."""
+        if self._writing_ended or self._closing:
+            return
+        if self._peer_ended:
+            self.close()  # both directions have ended
+            return
+        self._end_stream()
+        if self._raw is not None and self._raw.can_write_eof():
+            self._raw.write_eof()
+
+    def close(self) -> None:
+        if self._closing:
+            return
+        self._end_stream()
+        self._closing = True
+        if self._raw is not None:
+            self._raw.close()
+            self._timer = self._loop.call_later(CLOSE_TIMEOUT_S, self.abort)
+
+    def abort(self) -> None:
+        self._closing = True
+        if self._raw is not None:
+            self._raw.abort()
+
+    def is_closing(self) -> bool:
+        return self._closing
+
+    def pause_reading(self) -> None:
+        if self._reading_paused or self._closing or self._raw is None:
+            return
+        self._reading_paused = True
+        self._raw.pause_reading()
+
+    def resume_reading(self) -> None:
+        if not self._reading_paused or self._closing or self._raw is None:
+            return
+        self._reading_paused = False
+        self._raw.resume_reading()
+        self._loop.call_soon(self._read_rest)  # what was decrypted or received before the pause
+
+    def _read_rest(self) -> None:
+        if not (self._closing or self._in_read):
+            self._read()
+
+    def is_reading(self) -> bool:
+        return not (self._reading_paused or self._closing)
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._application = cast("asyncio.Protocol", protocol)
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        assert self._application is not None, "the connection is not open"
+        return self._application
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        if self._raw is not None:
+            self._raw.set_write_buffer_limits(high, low)
+
+    def get_write_buffer_size(self) -> int:
+        return self._unsent_bytes + (self._raw.get_write_buffer_size() if self._raw is not None else 0)
+
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        return self._raw.get_write_buffer_limits() if self._raw is not None else (0, 0)
+
+
+def _tune(transport: asyncio.BaseTransport) -> None:
+    """Send at once, and notice a peer whose machine vanished."""
+    connected = transport.get_extra_info("socket")
+    if connected is None or connected.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+async def listen(
+    application: ProtocolFactory,
+    contexts: ContextProvider,
+    host: str,
+    port: int,
+    *,
+    terms: Terms | None = None,
+    backlog: int = 512,
+) -> asyncio.Server:
+    """Accept TLS connections; each new one asks `contexts` for the settings that are valid now.
+
+    Args:
+        application: makes the protocol of one accepted connection, after the peer was verified.
+        contexts: the server's settings.
+        host: address to listen on.
+        port: 0 for any free one.
+        terms: revocation, limits and the statistics to count in.
+        backlog: connections the kernel may queue.
+
+    Raises:
+        OSError: the address cannot be bound.
+    """
+    agreed = terms or Terms()
+    loop = asyncio.get_running_loop()
+    return await loop.create_server(
+        lambda: TlsTransport(contexts(), application, agreed), host, port, backlog=backlog
+    )
+
+
+async def connect(
+    application: Callable[[], P], context: TlsContext, host: str, port: int, *, terms: Terms, timeout_s: float
+) -> P:
+    """Connect, shake hands and check the peer; return the application's protocol, already connected.
+
+    Raises:
+        AuthenticationError: the peer is not who `terms` expects, or refused us in the handshake.
+        PeerUnavailableError: nobody answered in time; `sent` is False.
+    """
+    loop = asyncio.get_running_loop()
+    established: asyncio.Future[None] = loop.create_future()
+    transport = TlsTransport(context, application, terms, established)
+    try:
+        async with asyncio.timeout(timeout_s):
+            await loop.create_connection(lambda: transport, host, port)
+            await established
+    except (TimeoutError, OSError) as error:
+        transport.abort()
+        why = "timed out" if isinstance(error, TimeoutError) else str(error)
+        raise PeerUnavailableError(f"cannot connect to {host} port {port}: {why}", sent=False) from error
+    except BaseException:
+        transport.abort()
+        raise
+    return cast("P", transport.get_protocol())
