@@ -145,7 +145,7 @@ class PadStream:
                 taken += found
         return tuple(taken)
 
-    def claim(self, ranges: Sequence[PadRange], *, reserve: bool = False) -> None:
+    def claim(self, traffic: Sequence[PadRange] = (), reserve: Sequence[PadRange] = ()) -> None:
         """Mark the units that the sender names as used; a claimed block is ready, as the sender has it.
 
         Raises:
@@ -153,9 +153,9 @@ class PadStream:
                 changed.
         """
         marks: dict[bytes, int] = {}
-        for named in ranges:
+        for named, for_reserve in (*((each, False) for each in traffic), *((each, True) for each in reserve)):
             block = self._blocks.get(named.block)
-            if block is None or block.reserve is not reserve:
+            if block is None or block.reserve is not for_reserve:
                 raise RemoteProtocolError(f"link {self.link}: {self.sender} names a block that is not held for this")
             if named.first < 0 or named.count < 1 or named.first + named.count > block.units:
                 raise RemoteProtocolError(f"link {self.link}: {self.sender} names units outside the block")

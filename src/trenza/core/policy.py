@@ -61,7 +61,7 @@ class SaeEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.identity or f"urn:trenza:sae:{self.name}"
 
 
-class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     """What keys of a pair must be made of, and how far that may degrade."""
 
     name: str
@@ -74,10 +74,11 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_key_size: int = 4_096
     default_key_size: int = 256
 
-    @property
+    @cached_property
     def recipes(self) -> tuple[Recipe, ...]:
         return tuple(recipe_named(name) for name in self.ladder)
 
+    @cached_property
     def digest(self) -> bytes:
         """Return the 48 bytes that bind this policy, whole, into every key issued under it."""
         return hashlib.sha384(b"trenza policy v1" + msgspec.json.encode(self, order="sorted")).digest()

@@ -71,6 +71,10 @@ class Recipe:
     combiner: Combiner
 
     @property
+    def needs_qkd(self) -> bool:
+        return Origin.QKD in self.origins
+
+    @property
     def suite_id(self) -> bytes:
         """Return the eight bytes that name table version and recipe in salt and info."""
         return b"TRENZA" + bytes((SUITE_VERSION, self.code))

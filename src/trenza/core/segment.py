@@ -45,10 +45,12 @@ class SegmentFacts:
     record: SegmentRecord
     encoded: bytes = field(repr=False)
     digest: bytes = field(repr=False)
+    known_to: tuple[str, ...]
 
     @staticmethod
     def of(encoded: bytes) -> SegmentFacts:
-        return SegmentFacts(SegmentRecord.decode(encoded), encoded, segment_digest(encoded))
+        record = SegmentRecord.decode(encoded)
+        return SegmentFacts(record, encoded, segment_digest(encoded), record.known_to)
 
     @property
     def full(self) -> bool:

@@ -40,7 +40,9 @@ class Settings:
     block_units: int = 1_024  # units per block at most
     max_concurrent_fills: int = 4
     session_lifetime: Seconds = Seconds(86_400.0)
+    segment_lifetime: Seconds = Seconds(86_400.0)  # an old stock is also an exposure
     clock_uncertainty: Nanoseconds = Nanoseconds(50_000_000)  # stated in provenance; NTP-disciplined clocks
+    clock_tolerance: Nanoseconds = Nanoseconds(60_000_000_000)  # clocks further apart than this refuse to fill
     max_keys_per_request: int = 128
     max_additional_targets: int = 8
     checkpoint_entries: int = 1_000
@@ -89,6 +91,7 @@ class Context:
     presence: Presence = field(default_factory=lambda: Presence(0, 0, bytes(16)))
     signed_book: SignedBook | None = None
     _book: Book | None = None
+    former_book: Book | None = None  # keys issued under it may still be fetched
     links: dict[LinkId, LinkEnd] = field(default_factory=dict)
     sessions: dict[NodeId, Session] = field(default_factory=dict)
     counters: Counter[str] = field(default_factory=Counter)  # names in docs/reference/metrics.md
@@ -110,7 +113,7 @@ class Context:
         return self._book is not None
 
     def set_book(self, book: Book, signed: SignedBook) -> None:
-        self._book = book
+        self.former_book, self._book = self._book, book
         self.signed_book = signed
 
     def session(self, peer: NodeId) -> Session:

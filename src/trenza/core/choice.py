@@ -1,0 +1,58 @@
+"""Which recipes and which strands may serve a request: the policy's ladder and the caller's wishes, together. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from trenza.base.errors import InvalidRequestError
+from trenza.base.units import Nanoseconds, Seconds, nanoseconds
+from trenza.core.delivery import Wishes
+from trenza.core.policy import Policy
+from trenza.core.recipe import LOCAL, Recipe
+from trenza.core.segment import SegmentFacts
+
+UNMET = "not all extension_mandatory request options could be met"
+"""The sentence of ETSI GS QKD 014 V1.1.1 for a supported wish that cannot be met."""
+
+
+def recipes_for(policy: Policy, wishes: Wishes, *, same_node: bool) -> tuple[Recipe, ...]:
+    """Return the recipes of the policy's ladder that meet the wishes, best first; never one that is not in it.
+
+    Args:
+        policy: of the SAE pair.
+        wishes: of the caller.
+        same_node: whether one node serves both SAEs; then only LOCAL can, and otherwise never (decision 3).
+
+    Raises:
+        InvalidRequestError: the ladder has no such recipe.
+    """
+    fitting = tuple(
+        recipe
+        for recipe in policy.recipes
+        if (recipe is LOCAL) == same_node
+        and wishes.origins <= recipe.origins
+        and wishes.recipe in {None, recipe.name}
+    )
+    if not fitting:
+        raise InvalidRequestError(UNMET)
+    return fitting
+
+
+def acceptance(policy: Policy, wishes: Wishes, *, now: Nanoseconds) -> Callable[[SegmentFacts], bool]:
+    """Return the test that a segment must pass: hops, relays and age."""
+    max_hops = policy.max_hops if wishes.max_hops is None else min(policy.max_hops, wishes.max_hops)
+    age = Seconds(float(policy.max_age_s))
+    if wishes.max_age is not None:
+        age = min(age, wishes.max_age)
+    oldest = now - nanoseconds(age)
+    relays = frozenset(policy.allowed_nodes)
+
+    def accept(facts: SegmentFacts) -> bool:
+        record = facts.record
+        return (
+            len(record.hops) <= max_hops
+            and record.created >= oldest
+            and (not relays or relays.issuperset(facts.known_to))
+        )
+
+    return accept

@@ -1,0 +1,272 @@
+"""Delivering keys to applications: who may ask, under which policy, and which recipe can serve (design decision 3).
+
+The three stories of a key door: what may be expected (`status`), fresh keys for the initiator (`issue`), and the same
+keys for the target (`fetch`). The caller is the SAE of the verified certificate. Refusals say no more than they must:
+an unknown and a forbidden SAE get the same answer, and 401 goes before 400 before 503.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from trenza.base.errors import (
+    InvalidRequestError,
+    NotEnoughKeyError,
+    TrenzaError,
+    UnauthorisedError,
+    UnavailableError,
+    UnknownKeyError,
+)
+from trenza.base.names import SaeId
+from trenza.base.units import Bits
+from trenza.core.choice import UNMET, acceptance, recipes_for
+from trenza.core.delivery import DeliveredKey, IssueRequest, PairStatus, Wishes
+from trenza.core.policy import Policy, SaeEntry
+from trenza.core.rate import TokenBucket
+from trenza.core.recipe import LOCAL, Recipe
+from trenza.kms.context import Context
+from trenza.kms.slots import Found, Pair, Slots
+from trenza.kms.wrap import Leg, Wrapped
+
+_MAC_BITS = 256
+
+
+class Delivery:
+    """The key stories of one node."""
+
+    def __init__(self, ctx: Context, *, slots: Slots, wrapped: Wrapped) -> None:
+        self._ctx = ctx
+        self._slots = slots
+        self._wrapped = wrapped
+        self._pairs: dict[tuple[int, SaeId, SaeId], Pair] = {}
+        self._bad_ids: dict[SaeId, TokenBucket] = {}
+
+    # --- who may ask
+
+    def _pair(self, caller: SaeId, initiator: SaeId, target: SaeId) -> Pair:
+        """Return the pair if `caller` is served here and the book lets the two share keys."""
+        book = self._ctx.book
+        cached = self._pairs.get((book.version, initiator, target))
+        if cached is None:
+            policy = book.policy_between(initiator, target)
+            first, second = book.sae_by_name.get(initiator), book.sae_by_name.get(target)
+            if policy is None or first is None or second is None:
+                raise UnauthorisedError("the policy book does not let this pair share keys")
+            if len(self._pairs) > 10_000:
+                self._pairs.clear()
+            cached = self._pairs[book.version, initiator, target] = Pair(first, second, policy)
+        mine = cached.initiator if caller == initiator else cached.target
+        if mine.node != self._ctx.name:
+            raise UnauthorisedError("this SAE is served by another node")
+        return cached
+
+    def _former_policy(self, pair: Pair) -> Policy | None:
+        former = self._ctx.former_book
+        if former is None:
+            return None
+        policy = former.policy_between(pair.initiator.name, pair.target.name)
+        return None if policy is None or policy.digest == pair.policy.digest else policy
+
+    # --- status
+
+    async def status(self, caller: SaeId, target: SaeId) -> PairStatus:
+        """Say what `caller` may expect of keys shared with `target` now.
+
+        Raises:
+            UnauthorisedError: the book does not let them share keys.
+        """
+        pair = self._pair(caller, caller, target)
+        policy, settings = pair.policy, self._ctx.settings
+        size = Bits(policy.default_key_size)
+        most = settings.stock_target * 2
+        return PairStatus(
+            source_node=self._ctx.name,
+            target_node=pair.target.node,
+            initiator=caller,
+            target=target,
+            default_size=size,
+            stored_key_count=min(most, self._stored(pair, size, most)),
+            max_key_count=most,
+            max_keys_per_request=settings.max_keys_per_request,
+            max_key_size=Bits(policy.max_key_size),
+            min_key_size=Bits(policy.min_key_size),
+            max_additional_targets=settings.max_additional_targets,
+        )
+
+    def _stored(self, pair: Pair, size: Bits, most: int) -> int:
+        """Count what the ladder's recipes could issue; recipes that draw on the same strands are counted once."""
+        if pair.initiator.node == pair.target.node:
+            return most if LOCAL in pair.policy.recipes else 0
+        accept = acceptance(pair.policy, Wishes(), now=self._ctx.clock.now())
+        by_kind: dict[bool, int] = {}
+        for recipe in pair.policy.recipes:
+            if recipe is not LOCAL:
+                full = recipe.needs_qkd
+                count = self._slots.available(pair, recipe, size, accept)
+                by_kind[full] = max(by_kind.get(full, 0), count)
+        return sum(by_kind.values())
+
+    # --- issue
+
+    async def issue(self, caller: SaeId, request: IssueRequest) -> Sequence[DeliveredKey]:
+        """Issue fresh keys to the initiator; each target can fetch them from then on.
+
+        Raises:
+            UnauthorisedError: a pair the book does not allow.
+            InvalidRequestError: sizes, numbers or wishes that can never be served.
+            NotEnoughKeyError: no recipe of the ladder can serve now.
+        """
+        pair = self._pair(caller, caller, request.target)
+        others = [self._pair(caller, caller, target) for target in request.additional_targets]
+        size = self._checked_size(request, [pair, *others])
+        self._check_number(request, caller)
+        if others or pair.initiator.node == pair.target.node:
+            return await self._issue_drawn(pair.initiator, [pair, *others], request, size)
+        return await self._issue_from_slots(pair, request, size)
+
+    def _checked_size(self, request: IssueRequest, pairs: Sequence[Pair]) -> Bits:
+        size = Bits(pairs[0].policy.default_key_size) if request.size is None else request.size
+        if size <= 0:
+            raise InvalidRequestError("size shall be a positive number of bits")
+        if size % 8:
+            raise InvalidRequestError("size shall be a multiple of 8")
+        smallest = max(pair.policy.min_key_size for pair in pairs)
+        largest = min(pair.policy.max_key_size for pair in pairs)
+        if not smallest <= size <= largest:
+            raise InvalidRequestError(
+                f"size is outside the limits of this SAE pair: min_key_size {smallest}, max_key_size {largest}",
+                details=({"min_key_size": smallest, "max_key_size": largest},),
+            )
+        return size
+
+    def _check_number(self, request: IssueRequest, caller: SaeId) -> None:
+        most = self._ctx.settings.max_keys_per_request
+        if not 1 <= request.number <= most:
+            raise InvalidRequestError(
+                f"number is outside the limits: 1 to max_key_per_request {most}",
+                details=({"max_key_per_request": most},),
+            )
+        if len(request.additional_targets) > self._ctx.settings.max_additional_targets:
+            most = self._ctx.settings.max_additional_targets
+            raise InvalidRequestError(f"more additional_slave_SAE_IDs than max_SAE_ID_count {most}")
+        everyone = [caller, request.target, *request.additional_targets]
+        if len(set(everyone)) != len(everyone):
+            raise InvalidRequestError("additional_slave_SAE_IDs name an SAE twice, or the master itself")
+
+    async def _issue_from_slots(self, pair: Pair, request: IssueRequest, size: Bits) -> list[DeliveredKey]:
+        recipes = recipes_for(pair.policy, request.wishes, same_node=False)
+        accept = acceptance(pair.policy, request.wishes, now=self._ctx.clock.now())
+        for rung, recipe in enumerate(recipes):
+            try:
+                keys = await self._slots.issue(
+                    pair, recipe, number=request.number, size=size, accept=accept, tls_group=request.tls_group
+                )
+            except NotEnoughKeyError:
+                continue
+            self._ctx.counters["keys_issued"] += len(keys)
+            if rung:
+                self._ctx.counters["keys_issued_below_first_rung"] += len(keys)
+            return keys
+        raise self._nothing(pair, recipes, request, size)
+
+    def _nothing(self, pair: Pair, recipes: Sequence[Recipe], request: IssueRequest, size: Bits) -> TrenzaError:
+        """Explain why no recipe could serve: a wish that no stock meets, or too little stock."""
+        now = self._ctx.clock.now()
+        wished = acceptance(pair.policy, request.wishes, now=now)
+        anyhow = acceptance(pair.policy, Wishes(), now=now)
+        available = max(self._slots.available(pair, recipe, size, wished) for recipe in recipes)
+        otherwise = max(self._slots.available(pair, recipe, size, anyhow) for recipe in recipes)
+        self._ctx.counters["requests_without_key"] += 1
+        if not available and otherwise >= request.number:
+            return InvalidRequestError(UNMET)
+        return NotEnoughKeyError(
+            "not enough keys are available now; try again later",
+            details=({"available": available}, {"requested": request.number}),
+        )
+
+    async def _issue_drawn(
+        self, initiator: SaeEntry, pairs: Sequence[Pair], request: IssueRequest, size: Bits
+    ) -> list[DeliveredKey]:
+        """Issue keys that are drawn here: LOCAL, or for several targets."""
+        legs = [self._leg(pair, request.wishes, size) for pair in pairs]
+        keys = await self._wrapped.issue(
+            initiator,
+            legs,
+            number=request.number,
+            size=size,
+            wishes=request.wishes,
+            tls_group=request.tls_group,
+        )
+        self._ctx.counters["keys_issued"] += len(keys)
+        return keys
+
+    def _leg(self, pair: Pair, wishes: Wishes, size: Bits) -> Leg:
+        same_node = pair.initiator.node == pair.target.node
+        recipes = recipes_for(pair.policy, wishes, same_node=same_node)
+        if same_node:
+            return Leg(pair, None)
+        accept = acceptance(pair.policy, wishes, now=self._ctx.clock.now())
+        for recipe in recipes:
+            if self._slots.available(pair, recipe, Bits(size + _MAC_BITS), accept):
+                return Leg(pair, recipe)
+        raise self._nothing(pair, recipes, IssueRequest(pair.target.name, wishes=wishes), size)
+
+    # --- fetch
+
+    async def fetch(
+        self, caller: SaeId, initiator: SaeId, key_ids: Sequence[UUID], *, tls_group: str
+    ) -> Sequence[DeliveredKey]:
+        """Hand the target the keys with these IDs, once: all of them, or none and nothing is consumed.
+
+        Raises:
+            UnauthorisedError: the caller is not a target of each of them.
+            UnknownKeyError: one of them cannot be returned.
+        """
+        pair = self._pair(caller, initiator, caller)
+        most = self._ctx.settings.max_keys_per_request
+        if len(key_ids) > most:
+            raise InvalidRequestError(f"more key_IDs than max_key_per_request {most}")
+        bucket = self._bad_ids.setdefault(caller, TokenBucket(per_second=10.0, burst=200.0))
+        now = self._ctx.clock.elapsed()
+        if not bucket.allows(now):
+            raise UnavailableError("too many unknown key IDs were asked for; try again later")
+        try:
+            found, waiting = self._find_all(pair, caller, key_ids)
+        except (UnauthorisedError, UnknownKeyError):
+            bucket.spend(len(key_ids), now)
+            self._ctx.counters["fetches_refused"] += 1
+            raise
+        keys = await self._deliver_all(pair, found, waiting, tls_group)
+        self._ctx.counters["keys_delivered"] += len(keys)
+        return [keys[key_id] for key_id in key_ids]
+
+    def _find_all(self, pair: Pair, caller: SaeId, key_ids: Sequence[UUID]) -> tuple[list[Found], list[UUID]]:
+        """Reserve every key, or none."""
+        waiting = [key_id for key_id in key_ids if self._wrapped.holds(key_id, caller)]
+        addressed = [key_id for key_id in key_ids if not self._wrapped.holds(key_id, caller)]
+        if any(self._wrapped.owner_of(key_id) is not None for key_id in addressed):
+            raise UnauthorisedError("a key of another pair was asked for")
+        reserved: list[UUID] = []
+        try:
+            for key_id in waiting:
+                self._wrapped.reserve(key_id, pair.initiator.name, caller)
+                reserved.append(key_id)
+            found = self._slots.find(pair, self._former_policy(pair), addressed) if addressed else []
+        except TrenzaError:
+            for key_id in reserved:
+                self._wrapped.release(key_id, caller)
+            raise
+        return found, waiting
+
+    async def _deliver_all(
+        self, pair: Pair, found: Sequence[Found], waiting: Sequence[UUID], tls_group: str
+    ) -> dict[UUID, DeliveredKey]:
+        keys: dict[UUID, DeliveredKey] = {}
+        if found:
+            keys |= {key.key_id: key for key in await self._slots.deliver(found, tls_group=tls_group)}
+        for key_id in waiting:
+            keys[key_id] = await self._wrapped.deliver(
+                key_id, pair.target.name, policy=pair.policy, tls_group=tls_group
+            )
+        return keys

@@ -1,0 +1,358 @@
+"""Filling: the leader of a pair makes segments, so that both can issue without asking anyone.
+
+One segment at a time per pair: exchange, relay, compare, commit. The classical and post-quantum strands come from one
+joint exchange, the QKD strands over the best path of links; both ends compare all of it under a key of the session,
+which the QKD path never saw, before a slot may be issued (design decisions 2, 6, 7). What fails is burnt.
+"""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass, field
+
+from trenza.base.errors import AuthenticationError, NotEnoughKeyError, RemoteProtocolError, TrenzaError
+from trenza.base.names import NodeId
+from trenza.base.secret import Secret
+from trenza.core.exchange import SCHEME, strand_blocks
+from trenza.core.path import Route, best_path
+from trenza.core.provenance import FORMAT_VERSION, Hop, Lineage, SegmentRecord
+from trenza.core.segment import FULL_ORIGINS, PLAIN_ORIGINS, assemble, comparison_tag
+from trenza.core.strand import Origin, Supply
+from trenza.kms.context import Context
+from trenza.kms.exchange import Agreed, Exchanges
+from trenza.kms.levels import Levels
+from trenza.kms.pools import Pools
+from trenza.kms.relay import Carried, Relays
+from trenza.wire.peer import (
+    Done,
+    HopRecord,
+    SegmentAnswer,
+    SegmentCommit,
+    SegmentCommitted,
+    SegmentDrop,
+    SegmentOffer,
+    StockMark,
+)
+
+_PENDING_MAX = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """What one direction of a pair lacks."""
+
+    issuer: NodeId
+    full: bool
+    slots: int  # missing to the target
+    stock: int  # slots there are
+    max_hops: int
+    allowed_nodes: tuple[NodeId, ...]
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A segment the follower has agreed on an exchange for, and not yet been asked to commit."""
+
+    peer: NodeId
+    agreed: Agreed = field(repr=False)
+
+
+class Fill:
+    """Filling the pools of this node's pairs."""
+
+    def __init__(self, ctx: Context, *, pools: Pools, exchanges: Exchanges, relays: Relays, levels: Levels) -> None:
+        self._ctx = ctx
+        self._pools = pools
+        self._exchanges = exchanges
+        self._relays = relays
+        self._levels = levels
+        self._pending: dict[bytes, _Pending] = {}
+        self._issued: dict[tuple[NodeId, bool], _Rate] = {}
+
+    # --- what is wanted
+
+    def note_issued(self, peer: NodeId, *, full: bool, slots: int) -> None:
+        """Count demand: filling aims at seconds of it."""
+        self._rate(peer, full=full).add(slots, self._ctx.clock.elapsed())
+
+    def _rate(self, peer: NodeId, *, full: bool) -> _Rate:
+        return self._issued.setdefault((peer, full), _Rate())
+
+    def stock(self, peer: NodeId) -> StockMark:
+        """Return what this node can issue to `peer`, and how fast it has lately."""
+        now = self._ctx.clock.elapsed()
+        return StockMark(
+            self._pools.issuable(peer, full=True),
+            self._pools.issuable(peer, full=False),
+            self._rate(peer, full=True).per_second(now),
+            self._rate(peer, full=False).per_second(now),
+        )
+
+    def wants(self, peer: NodeId) -> list[Want]:
+        """Return what the pair lacks, the emptiest first."""
+        found: list[Want] = []
+        for full, (max_hops, allowed) in self._kinds(peer).items():
+            for issuer in (self._ctx.name, peer):
+                stock, rate = self._stock_of(peer, issuer, full=full)
+                target = max(self._ctx.settings.stock_target, int(rate * self._ctx.settings.stock_seconds))
+                if stock < target * 3 // 4:
+                    found.append(Want(issuer, full, target - stock, stock, max_hops, allowed))
+        return sorted(found, key=lambda want: (want.stock, want.full, want.issuer))
+
+    def _stock_of(self, peer: NodeId, issuer: NodeId, *, full: bool) -> tuple[int, float]:
+        """Return the slots one direction holds, granted and not, and its recent demand in slots a second."""
+        ungranted = self._pools.ungranted(peer, issuer, full=full)
+        mark = self.stock(peer) if issuer == self._ctx.name else self._pools.pair(peer).peer_stock
+        held, rate = (mark.full, mark.full_rate) if full else (mark.plain, mark.plain_rate)
+        return ungranted + held, rate
+
+    def _kinds(self, peer: NodeId) -> dict[bool, tuple[int, tuple[NodeId, ...]]]:
+        """Return which kinds of segments the policies of this pair need, and how the QKD strands may travel.
+
+        Where policies differ in what they allow, the strands take a path that all allow.
+        """
+        kinds: dict[bool, tuple[int, tuple[NodeId, ...]]] = {}
+        for _, other, policy in self._ctx.book.pairs_of_node(self._ctx.name):
+            if other.node != peer:
+                continue
+            for recipe in policy.recipes:
+                if recipe.origins.isdisjoint({Origin.QKD, Origin.PQC, Origin.CLASSICAL}):
+                    continue
+                full = Origin.QKD in recipe.origins
+                hops, allowed = kinds.get(full, (policy.max_hops, policy.allowed_nodes))
+                if allowed and policy.allowed_nodes:
+                    allowed = tuple(node for node in allowed if node in policy.allowed_nodes)
+                kinds[full] = (min(hops, policy.max_hops), allowed or policy.allowed_nodes)
+        return kinds
+
+    # --- the leader's side
+
+    def route(self, peer: NodeId, want: Want, units: int) -> Route | None:
+        """Return the path that QKD strands would take to `peer` now, or None where none has `units`."""
+        return best_path(
+            self._ctx.name,
+            peer,
+            self._ctx.book.links,
+            self._levels.view(),
+            units,
+            allowed_nodes=want.allowed_nodes,
+            max_hops=want.max_hops,
+        )
+
+    async def fill(self, peer: NodeId, want: Want) -> int:
+        """Make one segment for `want`.
+
+        Returns:
+            The slots filled.
+
+        Raises:
+            NotEnoughKeyError: no path has enough link key now.
+            TrenzaError: it failed; what was used for it is burnt.
+        """
+        slots, route = self._plan(peer, want)
+        ctx = self._ctx
+        segment = bytes(ctx.entropy.token(16))
+        session = ctx.session(peer)
+        carried: Carried | None = None
+        agreed: Agreed | None = None
+        try:
+            agreed = await self._exchange(peer, session.id, segment)
+            if route is not None:
+                carried = await self._relays.carry(segment, route.nodes, slots)
+            record = self._record(peer, want, segment, slots, agreed, () if carried is None else carried.hops)
+            await self._compare(peer, session.id, record, agreed, carried)
+        except TrenzaError:
+            ctx.counters["fills_failed"] += 1
+            await self._drop(peer, segment)
+            raise
+        finally:
+            if agreed is not None:
+                agreed.wipe()
+            if carried is not None:
+                carried.strand.wipe()
+        return slots
+
+    def _plan(self, peer: NodeId, want: Want) -> tuple[int, Route | None]:
+        """Return how many slots to make, and over which path."""
+        settings = self._ctx.settings
+        most = min(settings.segment_max, max(want.slots, settings.segment_min))
+        if not want.full:
+            return most, None
+        size = most
+        while size >= settings.segment_min:
+            route = self.route(peer, want, size)
+            if route is not None:
+                return size, route
+            size //= 2
+        raise NotEnoughKeyError(f"no path to node {peer} has {settings.segment_min} units of link key now")
+
+    async def _exchange(self, peer: NodeId, session: bytes, segment: bytes) -> Agreed:
+        offer, begun = self._exchanges.begin(peer, context=session + segment)
+        message = SegmentOffer(session, segment, offer)
+        answer = await self._ctx.peers.call(peer, message, timeout=self._ctx.settings.call_timeout)
+        if not isinstance(answer, SegmentAnswer):
+            raise RemoteProtocolError(f"node {peer} answered a segment offer with {type(answer).__name__}")
+        return await self._exchanges.finish(peer, begun, answer.exchange, context=b"")
+
+    def _record(
+        self, peer: NodeId, want: Want, segment: bytes, slots: int, agreed: Agreed, hops: tuple[HopRecord, ...]
+    ) -> SegmentRecord:
+        transcript = agreed.transcript
+        return SegmentRecord(
+            version=FORMAT_VERSION,
+            segment=segment,
+            leader=self._ctx.name,
+            follower=peer,
+            issuer=want.issuer,
+            slots=slots,
+            origins=FULL_ORIGINS if want.full else PLAIN_ORIGINS,
+            lineage=Lineage(
+                agreed.exchange_id, SCHEME, transcript.initiator + transcript.responder, agreed.authentication
+            ),
+            hops=tuple(_hop_of(hop) for hop in hops),
+            created=self._ctx.clock.now(),
+            uncertainty=self._ctx.settings.clock_uncertainty,
+        )
+
+    async def _compare(
+        self, peer: NodeId, session: bytes, record: SegmentRecord, agreed: Agreed, carried: Carried | None
+    ) -> None:
+        """Let the follower compare and commit first, then check its tag and commit here."""
+        ctx = self._ctx
+        encoded = record.encode()
+        material = _material(agreed, record.slots, None if carried is None else carried.strand)
+        try:
+            verify_key = ctx.session_of(peer, session).verify_key
+            tag = comparison_tag(material, encoded, verify_key=verify_key, role=b"leader")
+            expected = comparison_tag(material, encoded, verify_key=verify_key, role=b"follower")
+            message = SegmentCommit(session, record.segment, encoded, tag)
+            answer = await ctx.peers.call(peer, message, timeout=ctx.settings.call_timeout)
+            if not isinstance(answer, SegmentCommitted) or not hmac.compare_digest(answer.tag, expected):
+                raise AuthenticationError(f"node {peer} holds other strands than this node")
+            await self._pools.add_segment(peer, encoded, material)
+        finally:
+            material.wipe()
+
+    async def _drop(self, peer: NodeId, segment: bytes) -> None:
+        """Tell the follower that a segment will not be; if it does not hear, the next session settles it."""
+        try:
+            await self._ctx.peers.call(peer, SegmentDrop(segment), timeout=self._ctx.settings.call_timeout)
+        except TrenzaError:
+            self._ctx.counters["drops_unheard"] += 1
+
+    # --- the follower's side
+
+    async def handle_offer(self, peer: NodeId, message: SegmentOffer) -> SegmentAnswer:
+        """Answer the exchange for a new segment."""
+        self._ctx.session_of(peer, message.session)
+        self._refuse_unless_leader(peer)
+        context = message.session + message.segment
+        exchange, agreed = await self._exchanges.answer(peer, message.exchange, context=context)
+        while len(self._pending) >= _PENDING_MAX:
+            self._pending.pop(next(iter(self._pending))).agreed.wipe()
+        self._pending[message.segment] = _Pending(peer, agreed)
+        return SegmentAnswer(exchange)
+
+    async def handle_commit(self, peer: NodeId, message: SegmentCommit) -> SegmentCommitted:
+        """Compare the strands and their record with the leader's; commit only what is equal."""
+        ctx = self._ctx
+        session = ctx.session_of(peer, message.session)
+        self._refuse_unless_leader(peer)
+        pending = self._pending.pop(message.segment, None)
+        if pending is None or pending.peer != peer:
+            raise RemoteProtocolError("no such segment is being filled")
+        carried = self._relays.take_arrived(message.segment)
+        try:
+            record = SegmentRecord.decode(message.provenance)
+            self._check_record(peer, message.segment, record, pending.agreed, carried)
+            material = _material(pending.agreed, record.slots, None if carried is None else carried.strand)
+            try:
+                tag = comparison_tag(material, message.provenance, verify_key=session.verify_key, role=b"leader")
+                if not hmac.compare_digest(tag, message.tag):
+                    ctx.counters["segments_refused"] += 1
+                    raise AuthenticationError("the strands of this segment differ between its two ends")
+                answer = comparison_tag(material, message.provenance, verify_key=session.verify_key, role=b"follower")
+                await self._pools.add_segment(peer, message.provenance, material)
+            finally:
+                material.wipe()
+        finally:
+            pending.agreed.wipe()
+            if carried is not None:
+                carried.strand.wipe()
+        return SegmentCommitted(answer)
+
+    async def handle_drop(self, peer: NodeId, message: SegmentDrop) -> Done:
+        """Forget what there is of a segment."""
+        pending = self._pending.pop(message.segment, None)
+        if pending is not None:
+            pending.agreed.wipe()
+        carried = self._relays.take_arrived(message.segment)
+        if carried is not None:
+            carried.strand.wipe()
+        segment = self._pools.pair(peer).segments.get(message.segment)
+        if segment is not None:
+            await self._pools.drop_segment(segment)
+        return Done()
+
+    def forget(self) -> None:
+        """Wipe what is half done: part of dropping all strands."""
+        for pending in self._pending.values():
+            pending.agreed.wipe()
+        self._pending.clear()
+
+    def _refuse_unless_leader(self, peer: NodeId) -> None:
+        if self._ctx.leads(peer):
+            raise RemoteProtocolError(f"node {peer} does not lead this pair")
+
+    def _check_record(
+        self, peer: NodeId, segment: bytes, record: SegmentRecord, agreed: Agreed, carried: Carried | None
+    ) -> None:
+        """Refuse a record that tells another story than this node has seen."""
+        ctx = self._ctx
+        transcript = agreed.transcript
+        hops = () if carried is None else tuple(_hop_of(hop) for hop in carried.hops)
+        truths = (
+            record.segment == segment,
+            record.leader == peer,
+            record.follower == ctx.name,
+            record.issuer in {peer, ctx.name},
+            0 < record.slots <= ctx.settings.segment_max,
+            record.origins == (PLAIN_ORIGINS if carried is None else FULL_ORIGINS),
+            record.lineage.exchange == agreed.exchange_id,
+            record.lineage.transcript == transcript.initiator + transcript.responder,
+            record.lineage.authentication == agreed.authentication,
+            record.hops == hops,
+            abs(record.created - ctx.clock.now()) <= ctx.settings.clock_tolerance,
+        )
+        if not all(truths):
+            ctx.counters["segments_refused"] += 1
+            raise RemoteProtocolError("the segment's record does not tell what this node has seen")
+
+
+def _material(agreed: Agreed, slots: int, qkd: Secret | None) -> Secret:
+    classical, pqc = strand_blocks(agreed.secrets, agreed.transcript, slots=slots)
+    material = assemble(agreed.transcript, classical, pqc, qkd)
+    classical.wipe()
+    pqc.wipe()
+    return material
+
+
+def _hop_of(hop: HopRecord) -> Hop:
+    return Hop(hop.link, hop.sender, hop.receiver, Supply(hop.supply), hop.emulated, hop.bootstrap, hop.epsilon)
+
+
+@dataclass(slots=True)
+class _Rate:
+    """Slots a second, averaged over about five seconds."""
+
+    value: float = 0.0
+    at: float = 0.0
+    _HALF: float = 3.5
+
+    def add(self, slots: int, now: float) -> None:
+        self.value = self.per_second(now) + slots / (self._HALF / 0.6931)
+        self.at = now
+
+    def per_second(self, now: float) -> float:
+        age = max(0.0, now - self.at)
+        return float(self.value * 0.5 ** (age / self._HALF))

@@ -1,0 +1,390 @@
+"""The pools of a node: verified segments, the windows it may issue from, and the windows it granted.
+
+Everything here is durable before it counts: a segment before it is issuable, a window before it is granted or used,
+a slot before its key leaves. The bookkeeping itself is core.window; the strands stay sealed until a window of their
+segment is in use (design decisions 6 to 10).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from trenza.base.errors import RemoteProtocolError, UnavailableError
+from trenza.base.names import NodeId
+from trenza.base.secret import Secret
+from trenza.base.units import Nanoseconds, nanoseconds
+from trenza.core.provenance import SegmentRecord
+from trenza.core.segment import OpenSegment, SegmentFacts
+from trenza.core.window import HeldWindow, IssuerPool, IssuerWindow
+from trenza.kms import rows
+from trenza.kms.context import Context
+from trenza.kms.ports import Append, Change, Delete, DeletePrefix, Insert, Put, Table
+from trenza.wire.peer import StockMark, WindowGrant, WindowMark
+
+
+@dataclass(slots=True)
+class Segment:
+    """A segment of one pair that both ends hold."""
+
+    id: bytes
+    peer: NodeId
+    facts: SegmentFacts
+    granted: int = 0
+    users: int = 0  # stories that need the open strands right now
+    open: OpenSegment | None = None
+
+    @property
+    def ungranted(self) -> int:
+        return self.facts.record.slots - self.granted
+
+
+@dataclass(slots=True)
+class Pair:
+    """What this node shares with one other node."""
+
+    segments: dict[bytes, Segment] = field(default_factory=dict)
+    issuer: IssuerPool = field(default_factory=IssuerPool)
+    held: dict[int, HeldWindow] = field(default_factory=dict)
+    next_window: int = 0
+    peer_stock: StockMark = field(default_factory=lambda: StockMark(0, 0, 0.0, 0.0))
+
+
+class Pools:
+    """All pairs of this node."""
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+        self._pairs: dict[NodeId, Pair] = {}
+
+    def pair(self, peer: NodeId) -> Pair:
+        return self._pairs.setdefault(peer, Pair())
+
+    @property
+    def peers(self) -> list[NodeId]:
+        return sorted(self._pairs)
+
+    # --- start
+
+    async def load(self) -> None:
+        """Read what the last incarnation left. Windows to issue from are dropped: fresh ones come with a session."""
+        store = self._ctx.store
+        for key, value in await store.scan(Table.SEGMENT):
+            row = rows.decode(value, rows.SegmentRow)
+            peer = NodeId(row.peer)
+            self.pair(peer).segments[key] = Segment(key, peer, SegmentFacts.of(row.record), row.granted)
+        dropped = await store.scan(Table.WINDOW, rows.ISSUER)
+        for _, value in dropped:
+            last = rows.decode(value, rows.IssuerWindowRow)
+            self._ctx.counters["slots_doubtful"] += last.first + last.count - last.next
+        if dropped:
+            await store.commit([DeletePrefix(Table.WINDOW, rows.ISSUER)])
+        for key, value in await store.scan(Table.WINDOW, rows.HOLDER):
+            peer, rest = rows.split_peer(key[1:])
+            self._load_held(peer, int.from_bytes(rest, "big"), rows.decode(value, rows.HeldWindowRow))
+        for key, _ in await store.scan(Table.DELIVERED):
+            peer, rest = rows.split_peer(key)
+            window = self.pair(peer).held.get(int.from_bytes(rest[:4], "big"))
+            if window is not None:
+                window.delivered.add(int.from_bytes(rest[4:], "big"))
+
+    def _load_held(self, peer: NodeId, number: int, row: rows.HeldWindowRow) -> None:
+        pair = self.pair(peer)
+        segment = pair.segments.get(row.segment)
+        pair.next_window = max(pair.next_window, number + 1)
+        if segment is None:
+            return
+        closed = None if row.closed is None else Nanoseconds(row.closed)
+        held = HeldWindow(number, segment.facts, row.first, row.count, Nanoseconds(row.granted), row.issued, closed)
+        held.void.update(row.void)
+        if row.issued:
+            held.marks.append((row.issued, self._ctx.clock.now()))
+        pair.held[number] = held
+
+    async def drop_all(self) -> None:
+        """Forget every strand: this node cannot prove that its memory is whole."""
+        handles = [segment.id for pair in self._pairs.values() for segment in pair.segments.values()]
+        for peer in self.peers:
+            await self.keep_only(peer, ())
+        self._ctx.counters["segments_dropped_at_restore"] += len(handles)
+
+    async def keep_only(self, peer: NodeId, segments: Iterable[bytes]) -> None:
+        """Drop the segments of a pair that the other end does not hold, with their windows."""
+        keep = frozenset(segments)
+        pair = self.pair(peer)
+        for segment in [one for one in pair.segments.values() if one.id not in keep]:
+            await self.drop_segment(segment)
+
+    def renew_incarnation(self, peer: NodeId) -> None:
+        """The peer started anew: what it may have issued in its last life is closed now and expires in its time."""
+        now = self._ctx.clock.now()
+        for window in self.pair(peer).held.values():
+            if window.closed is None:
+                window.closed = now
+
+    # --- segments
+
+    def ready_segments(self, peer: NodeId) -> tuple[bytes, ...]:
+        return tuple(sorted(self.pair(peer).segments))
+
+    async def add_segment(self, peer: NodeId, encoded: bytes, material: Secret) -> None:
+        """Make a segment that both ends have compared durable and issuable. The material stays the caller's."""
+        facts = SegmentFacts.of(encoded)
+        segment = Segment(facts.record.segment, peer, facts)
+        sealed = await self._ctx.sealer.seal(material, associated=self._associated(segment))
+        try:
+            await self._ctx.store.commit(
+                [
+                    Insert(Table.SEGMENT, segment.id, rows.encode(rows.SegmentRow(peer, encoded, 0))),
+                    Insert(Table.SEGMENT_BYTES, segment.id, rows.encode(rows.SealedRow.of(sealed))),
+                    self._ledger_entry(facts.record, encoded),
+                ]
+            )
+        except BaseException:
+            await self._ctx.sealer.erase([sealed.handle])
+            raise
+        self.pair(peer).segments[segment.id] = segment
+        self._ctx.counters["segments_filled"] += 1
+        self._ctx.counters["slots_filled"] += facts.record.slots
+
+    def _ledger_entry(self, record: SegmentRecord, encoded: bytes) -> Append:
+        terms = [f"segment:{record.segment.hex()}"]
+        terms += [f"node:{node}" for node in sorted({record.leader, record.follower, *record.known_to})]
+        terms += [f"link:{hop.link}" for hop in record.hops]
+        return Append(self._ctx.clock.now(), "segment", encoded, tuple(dict.fromkeys(terms)))
+
+    async def drop_segment(self, segment: Segment) -> None:
+        """Destroy a segment: its own key first, then its rows."""
+        pair = self.pair(segment.peer)
+        if pair.segments.pop(segment.id, None) is None:
+            return
+        changes: list[Change] = [Delete(Table.SEGMENT, segment.id), Delete(Table.SEGMENT_BYTES, segment.id)]
+        for issuer in [window for window in pair.issuer if window.facts is segment.facts]:
+            pair.issuer.remove(issuer.number)
+            changes.append(Delete(Table.WINDOW, rows.window_key(rows.ISSUER, segment.peer, issuer.number)))
+        for held in [window for window in pair.held.values() if window.facts is segment.facts]:
+            changes += self._forget_held(segment.peer, held)
+        await self._erase(segment)
+        await self._ctx.store.commit(changes)
+
+    def _forget_held(self, peer: NodeId, held: HeldWindow) -> list[Change]:
+        del self.pair(peer).held[held.number]
+        key = rows.window_key(rows.HOLDER, peer, held.number)
+        return [Delete(Table.WINDOW, key), DeletePrefix(Table.DELIVERED, key[1:])]
+
+    async def _erase(self, segment: Segment) -> None:
+        if segment.open is not None:
+            segment.open.wipe()
+            segment.open = None
+        value = await self._ctx.store.get(Table.SEGMENT_BYTES, segment.id)
+        if value is not None:
+            await self._ctx.sealer.erase([rows.decode(value, rows.SealedRow).handle])
+
+    async def opened(self, peer: NodeId, segment_id: bytes) -> OpenSegment:
+        """Return a segment's strands, unsealed; call `done` when the keys are made.
+
+        Raises:
+            UnavailableError: the segment is gone.
+        """
+        segment = self.pair(peer).segments.get(segment_id)
+        if segment is None:
+            raise UnavailableError("the strands of this key are gone")
+        segment.users += 1
+        try:
+            if segment.open is None:
+                value = await self._ctx.store.get(Table.SEGMENT_BYTES, segment_id)
+                if value is None:
+                    raise UnavailableError("the strands of this key are gone")
+                sealed = rows.decode(value, rows.SealedRow).sealed
+                material = await self._ctx.sealer.unseal(sealed, associated=self._associated(segment))
+                self._keep_open(segment, material)
+        except BaseException:
+            segment.users -= 1
+            raise
+        assert segment.open is not None
+        return segment.open
+
+    @staticmethod
+    def _keep_open(segment: Segment, material: Secret) -> None:
+        if segment.open is None:
+            segment.open = OpenSegment(segment.facts, material)
+        else:  # another story opened it while this one waited for the store
+            material.wipe()
+
+    def done(self, peer: NodeId, segment_id: bytes) -> None:
+        segment = self.pair(peer).segments.get(segment_id)
+        if segment is not None:
+            segment.users -= 1
+
+    def _associated(self, segment: Segment) -> bytes:
+        return b"segment" + self._ctx.name.encode() + b"\0" + segment.peer.encode() + b"\0" + segment.id
+
+    # --- windows
+
+    async def grant(self, peer: NodeId, *, full: bool, slots: int) -> tuple[WindowGrant, ...]:
+        """Grant up to `slots` slots of segments that `peer` issues from: durable before the answer leaves."""
+        pair = self.pair(peer)
+        grants: list[WindowGrant] = []
+        changes: list[Change] = []
+        now = self._ctx.clock.now()
+        missing = slots
+        for segment in pair.segments.values():
+            record = segment.facts.record
+            if record.issuer != peer or segment.facts.full is not full or not segment.ungranted:
+                continue
+            count = min(missing, segment.ungranted, self._ctx.settings.window_slots)
+            held = HeldWindow(pair.next_window, segment.facts, segment.granted, count, now)
+            pair.next_window += 1
+            pair.held[held.number] = held
+            segment.granted += count
+            missing -= count
+            row = rows.HeldWindowRow(segment.id, held.first, count, now, 0, None, ())
+            changes.append(Insert(Table.WINDOW, rows.window_key(rows.HOLDER, peer, held.number), rows.encode(row)))
+            changes.append(self._segment_row(segment))
+            grants.append(WindowGrant(held.number, segment.id, held.first, count))
+            if missing <= 0:
+                break
+        if changes:
+            await self._ctx.store.commit(changes)
+        return tuple(grants)
+
+    def _segment_row(self, segment: Segment) -> Put:
+        row = rows.SegmentRow(segment.peer, segment.facts.encoded, segment.granted)
+        return Put(Table.SEGMENT, segment.id, rows.encode(row))
+
+    async def accept(self, peer: NodeId, grants: Sequence[WindowGrant]) -> list[bytes]:
+        """Take over granted windows; return the segments named that this node does not hold.
+
+        Raises:
+            RemoteProtocolError: a grant overlaps one taken before: the peer has gone back in time.
+        """
+        pair = self.pair(peer)
+        unknown: list[bytes] = []
+        for grant in grants:
+            segment = pair.segments.get(grant.segment)
+            if segment is None:
+                unknown.append(grant.segment)
+                continue
+            if (
+                segment.facts.record.issuer != self._ctx.name
+                or grant.first < segment.granted
+                or grant.count < 1
+                or grant.first + grant.count > segment.facts.record.slots
+            ):
+                raise RemoteProtocolError(f"node {peer} granted slots that it had granted before")
+            window = IssuerWindow(grant.window, segment.facts, grant.first, grant.count, grant.first)
+            segment.granted = grant.first + grant.count
+            row = rows.IssuerWindowRow(segment.id, window.first, window.count, window.next)
+            key = rows.window_key(rows.ISSUER, peer, window.number)
+            await self._ctx.store.commit([Insert(Table.WINDOW, key, rows.encode(row)), self._segment_row(segment)])
+            await self.opened(peer, segment.id)
+            self.done(peer, segment.id)
+            try:
+                pair.issuer.add(window)
+            except ValueError as error:
+                raise RemoteProtocolError(f"node {peer}: {error}") from None
+        return unknown
+
+    def issuer_row(self, peer: NodeId, window: IssuerWindow) -> Put:
+        """Return the change that makes it durable how far `window` has been taken."""
+        row = rows.IssuerWindowRow(window.facts.record.segment, window.first, window.count, window.next)
+        return Put(Table.WINDOW, rows.window_key(rows.ISSUER, peer, window.number), rows.encode(row))
+
+    def marks(self, peer: NodeId) -> tuple[WindowMark, ...]:
+        """Return how far this node has issued in each of its windows."""
+        return tuple(
+            WindowMark(window.number, window.issued, tuple(window.void)) for window in self.pair(peer).issuer
+        )
+
+    async def note_marks(self, peer: NodeId, marks: Sequence[WindowMark]) -> None:
+        """Take in how far the peer has issued; what it declared void is never delivered."""
+        pair = self.pair(peer)
+        now = self._ctx.clock.now()
+        changes: list[Change] = self._close_unknown(peer, frozenset(mark.window for mark in marks))
+        for mark in marks:
+            window = pair.held.get(mark.window)
+            if window is None or (mark.issued <= window.issued and window.void.issuperset(mark.void)):
+                continue
+            window.mark(mark.issued, now)
+            window.void.update(slot for slot in mark.void if slot not in window.delivered)
+            changes.append(self._held_row(peer, window))
+        if changes:
+            await self._ctx.store.commit(changes)
+
+    def _close_unknown(self, peer: NodeId, known: frozenset[int]) -> list[Change]:
+        """Close the windows that the peer does not speak of: their grant was lost, or they are used up."""
+        now = self._ctx.clock.now()
+        patience = 2 * nanoseconds(self._ctx.settings.call_timeout)
+        changes: list[Change] = []
+        for window in self.pair(peer).held.values():
+            if window.closed is None and window.number not in known and now - window.granted > patience:
+                window.closed = now
+                changes.append(self._held_row(peer, window))
+        return changes
+
+    def _held_row(self, peer: NodeId, window: HeldWindow) -> Put:
+        row = rows.HeldWindowRow(
+            window.facts.record.segment,
+            window.first,
+            window.count,
+            window.granted,
+            window.issued,
+            window.closed,
+            tuple(sorted(window.void)),
+        )
+        return Put(Table.WINDOW, rows.window_key(rows.HOLDER, peer, window.number), rows.encode(row))
+
+    # --- stock
+
+    def issuable(self, peer: NodeId, *, full: bool) -> int:
+        """Return the slots this node can issue to `peer` without asking for another window."""
+        return self.pair(peer).issuer.available(full=full)
+
+    def ungranted(self, peer: NodeId, issuer: NodeId, *, full: bool) -> int:
+        """Return the slots of ready segments of one direction that no window covers yet."""
+        return sum(
+            segment.ungranted
+            for segment in self.pair(peer).segments.values()
+            if segment.facts.record.issuer == issuer and segment.facts.full is full
+        )
+
+    # --- upkeep
+
+    async def tidy(self, peer: NodeId, *, key_lifetime: Nanoseconds) -> None:
+        """Close what is over: exhausted windows, expired keys, spent and aged segments."""
+        pair = self.pair(peer)
+        now = self._ctx.clock.now()
+        changes: list[Change] = []
+        for held in list(pair.held.values()):
+            expired = held.closed is not None and now - held.closed > key_lifetime
+            if held.spent or expired:
+                self._ctx.counters["slots_expired"] += 0 if held.spent else held.count - len(held.delivered)
+                changes += self._forget_held(peer, held)
+        if changes:
+            await self._ctx.store.commit(changes)
+        oldest = now - nanoseconds(self._ctx.settings.segment_lifetime)
+        for segment in list(pair.segments.values()):
+            if segment.users:
+                continue
+            if self._in_use(pair, segment):
+                continue
+            if not segment.ungranted or segment.facts.record.created < oldest:
+                await self.drop_segment(segment)
+
+    async def retire_issued(self, peer: NodeId, told: Sequence[WindowMark]) -> None:
+        """Forget the windows that are used up, once the peer has been told so."""
+        pair = self.pair(peer)
+        changes: list[Change] = []
+        for mark in told:
+            window = next((one for one in pair.issuer if one.number == mark.window), None)
+            if window is None or window.left or mark.issued < window.count or len(mark.void) < len(window.void):
+                continue
+            pair.issuer.remove(window.number)
+            changes.append(Delete(Table.WINDOW, rows.window_key(rows.ISSUER, peer, window.number)))
+        if changes:
+            await self._ctx.store.commit(changes)
+
+    @staticmethod
+    def _in_use(pair: Pair, segment: Segment) -> bool:
+        issuing = any(window.facts is segment.facts for window in pair.issuer)
+        return issuing or any(window.facts is segment.facts for window in pair.held.values())

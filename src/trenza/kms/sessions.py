@@ -1,0 +1,417 @@
+"""Sessions: two nodes meet, prove which life each lives, agree on keys, and drop what only one of them holds.
+
+A node's life is (epoch, incarnation, nonce). The incarnation grows at every start; the epoch grows when the node
+cannot prove that its memory is whole: its store is older than the anchor outside it remembers, or a peer has met a
+later life than the one that speaks. Such a node drops all its strands before it does anything else, so a restored or
+cloned copy can never issue a slot twice (design decision 8; docs/adr/0005-windows-and-lives.md).
+
+The leader opens sessions; a follower that has none knocks. Two live incarnations of one node are refused: while the
+lease of the one we know is running, another must wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from trenza.base.errors import AuthenticationError, RemoteProtocolError, StaleError, UnavailableError
+from trenza.base.names import NodeId
+from trenza.base.secret import Secret
+from trenza.base.units import Nanoseconds, Seconds, nanoseconds
+from trenza.core.exchange import SessionKeys, session_keys
+from trenza.core.keyid import IdKeys
+from trenza.kms import rows
+from trenza.kms.context import Context, Session
+from trenza.kms.exchange import Agreed, Exchanges
+from trenza.kms.ingest import Ingest
+from trenza.kms.pools import Pools
+from trenza.kms.ports import Anchor, Put, Sealed, Table
+from trenza.wire.peer import (
+    PROTOCOL_VERSION,
+    Beat,
+    BeatAnswer,
+    Done,
+    ExchangeAnswer,
+    ExchangeOffer,
+    Hello,
+    HelloAnswer,
+    Knock,
+    PeerMessage,
+    Presence,
+    RootReset,
+    StockMark,
+    Superseded,
+    canonical,
+)
+
+_NO_OFFER = ExchangeOffer(b"", b"", 0, b"", b"")
+_NO_ANSWER = ExchangeAnswer(b"", b"", b"")
+"""Stand in for the exchange while the rest of the message is encoded: the exchange covers all but itself."""
+
+
+@dataclass(slots=True)
+class IdKeySet:
+    """The keys that seal key IDs in one session: for keys this node issues, and for those the peer issues."""
+
+    session: bytes
+    created: Nanoseconds
+    mine: IdKeys = field(repr=False)
+    theirs: IdKeys = field(repr=False)
+    sealed: Sealed
+    retired: bool = False  # they only serve to explain keys of the past
+
+
+class Sessions:
+    """All sessions of this node, its own life, and what it remembers of others' lives."""
+
+    def __init__(self, ctx: Context, *, exchanges: Exchanges, pools: Pools, ingest: Ingest, anchor: Anchor) -> None:
+        self._ctx = ctx
+        self._exchanges = exchanges
+        self._pools = pools
+        self._ingest = ingest
+        self._anchor = anchor
+        self._known: dict[NodeId, Presence] = {}
+        self._heard: dict[NodeId, Seconds] = {}  # when a life we know last spoke
+        self._id_keys: dict[NodeId, list[IdKeySet]] = {}
+        self._store_name = bytes(16)
+        self.on_new_life: Callable[[], Awaitable[None]] | None = None  # drops what other stories hold
+
+    # --- this node's life
+
+    async def begin_life(self) -> bool:
+        """Take up a new incarnation, durably; tell whether memory is whole.
+
+        A store that is behind its anchor, or that an anchor does not know although it is not new, is a copy: the
+        epoch grows and the caller drops all strands.
+        """
+        ctx = self._ctx
+        value = await ctx.store.get(Table.META, rows.SELF)
+        known = self._anchor.recall()
+        if value is None:
+            row = rows.SelfRow(bytes(ctx.entropy.token(16)), 1, 1)
+            whole = True
+        else:
+            last = rows.decode(value, rows.SelfRow)
+            whole = known is not None and known[0] == last.store and ctx.store.counter() >= known[1]
+            row = rows.SelfRow(last.store, last.epoch + (not whole), last.incarnation + 1)
+        self._store_name = row.store
+        await self._set_life(row.epoch, row.incarnation)
+        for key, stored in await ctx.store.scan(Table.META, b"peer:"):
+            peer = rows.decode(stored, rows.PeerRow)
+            if peer.known is not None:
+                self._known[NodeId(key[5:].decode())] = peer.known
+        return whole
+
+    async def _set_life(self, epoch: int, incarnation: int) -> None:
+        ctx = self._ctx
+        ctx.presence = Presence(epoch, incarnation, bytes(ctx.entropy.token(16)))
+        row = rows.SelfRow(self._store_name, epoch, incarnation)
+        await ctx.store.commit([Put(Table.META, rows.SELF, rows.encode(row))])
+        self.remember()
+
+    def remember(self) -> None:
+        """Tell the anchor how far the store has got; called after what must not be forgotten is durable."""
+        self._anchor.remember(self._store_name, self._ctx.store.counter())
+
+    async def start_new_life(self, *, after: Presence) -> None:
+        """Drop every strand and come back in an epoch after `after`: another copy of this node was seen."""
+        self._ctx.counters["lives_superseded"] += 1
+        for session in list(self._ctx.sessions.values()):
+            self.end(session.peer)
+        if self.on_new_life is not None:
+            await self.on_new_life()
+        epoch = max(self._ctx.presence.epoch, after.epoch) + 1
+        await self._set_life(epoch, max(self._ctx.presence.incarnation, after.incarnation) + 1)
+
+    async def retire_keys(self) -> None:
+        """Let no key be fetched under earlier ID keys, and begin every root anew: part of dropping all strands.
+
+        The ID keys stay, so that what they sealed can still be explained.
+        """
+        for peer, sets in self._id_keys.items():
+            for one in sets:
+                one.retired = True
+                row = rows.IdKeysRow(one.created, rows.SealedRow.of(one.sealed), retired=True)
+                await self._ctx.store.commit(
+                    [Put(Table.SESSION, self._keys_row(peer, one.session), rows.encode(row))]
+                )
+            await self._exchanges.reset(peer)
+
+    async def load_keys(self) -> None:
+        """Read the ID keys of earlier sessions, under which keys may still be fetched."""
+        for key, value in await self._ctx.store.scan(Table.SESSION, b"keys"):
+            peer, session = rows.split_peer(key[4:])
+            row = rows.decode(value, rows.IdKeysRow)
+            secret = await self._ctx.sealer.unseal(row.keys.sealed, associated=self._associated(peer, session))
+            parts = [bytes(secret.view()[32 * i : 32 * (i + 1)]) for i in range(4)]
+            secret.wipe()
+            mine, theirs = IdKeys(parts[0], parts[1]), IdKeys(parts[2], parts[3])
+            created = Nanoseconds(row.created)
+            one = IdKeySet(session, created, mine, theirs, row.keys.sealed, row.retired)
+            self._id_keys.setdefault(peer, []).append(one)
+        for sets in self._id_keys.values():
+            sets.sort(key=lambda one: one.created, reverse=True)
+
+    # --- the leader opens
+
+    async def open(self, peer: NodeId) -> None:
+        """Open a session with a node that this one leads.
+
+        Raises:
+            PeerUnavailableError, UnavailableError: not now.
+            RemoteProtocolError: the other broke the protocol.
+        """
+        answer, agreed, hello = await self._say_hello(peer, root_reset=self._exchanges.root(peer).generation == 0)
+        if isinstance(answer, RootReset):
+            await self._exchanges.reset(peer)
+            answer, agreed, hello = await self._say_hello(peer, root_reset=True)
+        match answer:
+            case Superseded(known=known):
+                await self.start_new_life(after=known)
+                raise UnavailableError(f"node {peer} has met a later life of this node; starting a new one")
+            case HelloAnswer() if agreed is not None:
+                self._refuse_earlier_life(peer, answer.presence)
+                self._refuse_if_superseded(peer, answer.knows)
+                await self._establish(peer, answer.presence, agreed, hello, answer.segments, answer.blocks)
+            case _:
+                raise RemoteProtocolError(f"node {peer} answered hello with {type(answer).__name__}")
+
+    async def _say_hello(self, peer: NodeId, *, root_reset: bool) -> tuple[PeerMessage, Agreed | None, Hello]:
+        ctx = self._ctx
+        hello = Hello(
+            PROTOCOL_VERSION,
+            ctx.presence,
+            self._known.get(peer),
+            root_reset,
+            self._pools.ready_segments(peer),
+            self._ingest.blocks_with(peer),
+            _NO_OFFER,
+        )
+        context = canonical(hello)
+        offer, begun = self._exchanges.begin(peer, context=context)
+        hello = Hello(
+            hello.version, hello.presence, hello.knows, hello.root_reset, hello.segments, hello.blocks, offer
+        )
+        answer = await ctx.peers.call(peer, hello, timeout=ctx.settings.call_timeout)
+        if not isinstance(answer, HelloAnswer):
+            return answer, None, hello
+        agreed = await self._exchanges.finish(peer, begun, answer.exchange, context=_context_of_answer(answer))
+        return answer, agreed, hello
+
+    # --- the follower answers
+
+    async def handle_hello(self, peer: NodeId, hello: Hello) -> PeerMessage:
+        """Answer a leader's hello."""
+        ctx = self._ctx
+        if ctx.leads(peer):
+            raise RemoteProtocolError(f"node {peer} does not lead this pair")
+        if hello.version != PROTOCOL_VERSION:
+            raise RemoteProtocolError(f"peer protocol version {hello.version}; this node speaks {PROTOCOL_VERSION}")
+        if (later := self._later_life(peer, hello.presence)) is not None:
+            return Superseded(later)
+        if hello.knows is not None and _is_later(hello.knows, ctx.presence):
+            await self.start_new_life(after=hello.knows)
+        self._refuse_two_lives(peer, hello.presence)
+        if hello.root_reset and self._exchanges.root(peer).generation + (
+            self._exchanges.root(peer).candidate is not None
+        ):
+            await self._exchanges.reset(peer)
+        bare = Hello(
+            hello.version, hello.presence, hello.knows, hello.root_reset, hello.segments, hello.blocks, _NO_OFFER
+        )
+        partial = HelloAnswer(
+            ctx.presence,
+            self._known.get(peer),
+            self._pools.ready_segments(peer),
+            self._ingest.blocks_with(peer),
+            _NO_ANSWER,
+        )
+        try:
+            exchange, agreed = await self._exchanges.answer(
+                peer, hello.exchange, context=canonical(bare), answer_context=_context_of_answer(partial)
+            )
+        except (StaleError, AuthenticationError):
+            if hello.root_reset:
+                raise
+            return RootReset(ctx.presence)
+        await self._establish(peer, hello.presence, agreed, partial, hello.segments, hello.blocks)
+        return HelloAnswer(partial.presence, partial.knows, partial.segments, partial.blocks, exchange)
+
+    async def handle_knock(self, peer: NodeId, knock: Knock) -> PeerMessage:
+        """A follower has no session with us: end ours, so that upkeep opens a new one."""
+        if not self._ctx.leads(peer):
+            raise RemoteProtocolError(f"node {peer} leads this pair and has no reason to knock")
+        if (later := self._later_life(peer, knock.presence)) is not None:
+            return Superseded(later)
+        session = self._ctx.sessions.get(peer)
+        if session is not None and session.theirs != knock.presence:
+            self._refuse_two_lives(peer, knock.presence)
+        self.end(peer)
+        return Done()
+
+    async def knock(self, peer: NodeId) -> None:
+        """Ask the leader of the pair for a session."""
+        answer = await self._ctx.peers.call(peer, Knock(self._ctx.presence), timeout=self._ctx.settings.call_timeout)
+        if isinstance(answer, Superseded):
+            await self.start_new_life(after=answer.known)
+
+    def _later_life(self, peer: NodeId, presence: Presence) -> Presence | None:
+        known = self._known.get(peer)
+        return known if known is not None and _is_later(known, presence) else None
+
+    def _refuse_earlier_life(self, peer: NodeId, presence: Presence) -> None:
+        if self._later_life(peer, presence) is not None:
+            raise StaleError(f"node {peer} speaks from an earlier life; it learns so when it says hello itself")
+
+    def _refuse_if_superseded(self, peer: NodeId, knows: Presence | None) -> None:
+        if knows is not None and _is_later(knows, self._ctx.presence):
+            raise StaleError(f"node {peer} knows a later life of this node")
+
+    def _refuse_two_lives(self, peer: NodeId, presence: Presence) -> None:
+        known, heard = self._known.get(peer), self._heard.get(peer)
+        if known is None or known == presence or heard is None:
+            return
+        if self._ctx.clock.elapsed() - heard < self._ctx.settings.lease:
+            raise UnavailableError(f"another incarnation of node {peer} was alive a moment ago; try again")
+
+    # --- both
+
+    async def _establish(
+        self,
+        peer: NodeId,
+        presence: Presence,
+        agreed: Agreed,
+        mine: Hello | HelloAnswer,
+        their_segments: tuple[bytes, ...],
+        their_blocks: tuple[bytes, ...],
+    ) -> None:
+        """Derive the session's keys, make them durable, and drop what only one of us holds."""
+        ctx = self._ctx
+        keys = session_keys(agreed.root_before, agreed.secrets, agreed.transcript)
+        agreed.wipe()
+        common = frozenset(mine.segments) & frozenset(their_segments)
+        await self._pools.keep_only(peer, sorted(common))
+        await self._ingest.keep_only(peer, sorted(frozenset(mine.blocks) & frozenset(their_blocks)))
+        self._pools.renew_incarnation(peer)
+        await self._keep_id_keys(peer, keys)
+        await self._remember_peer(peer, presence)
+        self.end(peer)
+        ctx.sessions[peer] = Session(
+            id=keys.session_id,
+            peer=peer,
+            mine=ctx.presence,
+            theirs=presence,
+            verify_key=keys.verify_key,
+            lease_until=Seconds(ctx.clock.elapsed() + ctx.settings.lease),
+        )
+        self._heard[peer] = ctx.clock.elapsed()
+        ctx.counters["sessions_opened"] += 1
+
+    async def _remember_peer(self, peer: NodeId, presence: Presence) -> None:
+        self._known[peer] = presence
+        row = rows.PeerRow(presence, self._pools.pair(peer).next_window)
+        await self._ctx.store.commit([Put(Table.META, rows.peer_key(peer), rows.encode(row))])
+
+    async def _keep_id_keys(self, peer: NodeId, keys: SessionKeys) -> None:
+        ctx = self._ctx
+        leader = ctx.leads(peer)
+        mine = keys.leader_issues if leader else keys.follower_issues
+        theirs = keys.follower_issues if leader else keys.leader_issues
+        material = Secret(bytearray(mine.tag + mine.mask + theirs.tag + theirs.mask))
+        sealed = await ctx.sealer.seal(material, associated=self._associated(peer, keys.session_id))
+        material.wipe()
+        now = ctx.clock.now()
+        row = rows.IdKeysRow(now, rows.SealedRow.of(sealed))
+        await ctx.store.commit([Put(Table.SESSION, self._keys_row(peer, keys.session_id), rows.encode(row))])
+        self._id_keys.setdefault(peer, []).insert(0, IdKeySet(keys.session_id, now, mine, theirs, sealed))
+
+    def end(self, peer: NodeId) -> None:
+        """End the session with `peer`; nothing is issued to it until there is another."""
+        session = self._ctx.sessions.pop(peer, None)
+        if session is not None:
+            session.verify_key.wipe()
+
+    def note_leave(self, peer: NodeId) -> None:
+        """The peer stops in good order: another incarnation of it need not wait for its lease."""
+        self._heard.pop(peer, None)
+        self.end(peer)
+
+    # --- ID keys
+
+    def issuing_keys(self, peer: NodeId) -> IdKeys:
+        """Return the keys that seal the IDs of keys this node issues now.
+
+        Raises:
+            UnavailableError: no session.
+        """
+        session = self._ctx.session(peer)
+        newest = self._id_keys[peer][0]
+        assert newest.session == session.id
+        return newest.mine
+
+    def id_keys(self, peer: NodeId) -> list[IdKeySet]:
+        """Return the ID keys of all sessions this node has ever had with `peer`, newest first."""
+        return self._id_keys.get(peer, [])
+
+    @property
+    def peers_with_keys(self) -> list[NodeId]:
+        return sorted(self._id_keys)
+
+    # --- beats
+
+    async def beat(self, peer: NodeId, stock: StockMark) -> int:
+        """Tell `peer` that we live and how far we have issued; its answer renews our lease.
+
+        Returns:
+            The version of the peer's policy book.
+        """
+        ctx = self._ctx
+        session = ctx.session(peer)
+        sent = ctx.clock.elapsed()
+        marks = self._pools.marks(peer)
+        beat = Beat(session.id, marks, stock, ctx.book.version if ctx.has_book else 0)
+        answer = await ctx.peers.call(peer, beat, timeout=ctx.settings.call_timeout)
+        if not isinstance(answer, BeatAnswer):
+            raise RemoteProtocolError(f"node {peer} answered a beat with {type(answer).__name__}")
+        session.lease_until = Seconds(max(session.lease_until, sent + answer.lease_s))
+        await self._pools.retire_issued(peer, marks)
+        return answer.book_version
+
+    async def handle_beat(self, peer: NodeId, beat: Beat) -> PeerMessage:
+        """Note how far the peer has come, and grant it the lease to go on."""
+        ctx = self._ctx
+        ctx.session_of(peer, beat.session)
+        self._heard[peer] = ctx.clock.elapsed()
+        self._pools.pair(peer).peer_stock = beat.stock
+        await self._pools.note_marks(peer, beat.marks)
+        return BeatAnswer(ctx.settings.lease, ctx.book.version if ctx.has_book else 0)
+
+    def has_lease(self, peer: NodeId) -> bool:
+        """Tell whether this node may issue to `peer` now."""
+        session = self._ctx.sessions.get(peer)
+        return session is not None and self._ctx.clock.elapsed() < session.lease_until
+
+    def _associated(self, peer: NodeId, session: bytes) -> bytes:
+        return b"id keys" + self._ctx.name.encode() + b"\0" + peer.encode() + b"\0" + session
+
+    @staticmethod
+    def _keys_row(peer: NodeId, session: bytes) -> bytes:
+        return b"keys" + rows.peer_prefix(peer) + session
+
+
+def _is_later(one: Presence, other: Presence) -> bool:
+    """Tell whether `one` shows that `other` is an earlier life, or another copy of the same."""
+    if (one.epoch, one.incarnation) == (other.epoch, other.incarnation):
+        return one.nonce != other.nonce
+    return (one.epoch, one.incarnation) > (other.epoch, other.incarnation)
+
+
+def _context_of_answer(answer: HelloAnswer) -> bytes:
+    """Return what the follower's half of the exchange covers beside its public keys."""
+    return canonical(HelloAnswer(answer.presence, answer.knows, answer.segments, answer.blocks, _NO_ANSWER))
+
+
+def lifetime_of(ctx: Context) -> Nanoseconds:
+    """Return the longest that any key of the book may wait to be fetched."""
+    longest = max((policy.key_lifetime_s for policy in ctx.book.policies), default=3_600) if ctx.has_book else 3_600
+    return nanoseconds(Seconds(float(longest)))

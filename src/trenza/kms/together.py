@@ -1,0 +1,28 @@
+"""Doing several things at once, all of which must succeed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterable
+from typing import Any
+
+from trenza.base.errors import TrenzaError
+
+
+async def together(steps: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run all steps; when one fails the others are cancelled, and the first TrenzaError is raised by itself.
+
+    Raises:
+        TrenzaError: of the step that failed first.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            for step in steps:
+                group.create_task(step)
+    except* TrenzaError as failures:
+        raise _first(failures) from None
+
+
+def _first(failures: BaseExceptionGroup[TrenzaError]) -> TrenzaError:
+    error = failures.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
