@@ -1,8 +1,7 @@
 """Answers of the key delivery interface: written by a KME, read by an SAE (ETSI GS QKD 014 V1.1.1, Tables 9, 11, 13).
 
-A container is the one place where key bytes become text. The text is built in one pass into a buffer that its sender
-can overwrite; base64 of each key is an unavoidable short-lived copy. Request order is kept, since clients rely on it
-although the standard does not promise it.
+A container is the one place where key bytes become text: copies that Python cannot wipe, so they are few and live
+briefly. Request order is kept, since clients rely on it although the standard does not promise it.
 """
 
 from __future__ import annotations
@@ -38,37 +37,31 @@ def encode_error(error: Error) -> bytes:
     return msgspec.json.encode(error)
 
 
-def encode_container(keys: Iterable[Key]) -> bytearray:
+def encode_container(keys: Iterable[Key]) -> bytes:
     """Return the body of a Key container (Table 11); the keys stay their owner's.
 
     The array is called `keys`, as in the standard's example and in every implementation, not `Keys` as in its table.
     """
-    body = bytearray(b'{"keys":[')
+    parts: list[bytes] = []
     told: KeyExtension | None = None  # keys of one request mostly share what is told of them
     tail = b""
     for key in keys:
-        if key.extension is not told:
+        if key.extension != told:
             told, tail = key.extension, _key_tail(key.extension)
-        body += b'{"key_ID":"'
-        body += str(key.key_id).encode()
-        body += b'","key":"'
-        body += binascii.b2a_base64(key.key.view(), newline=False)
-        body += tail
-    if body.endswith(b","):
-        del body[-1:]
-    body += b"]}"
-    return body
+        material = binascii.b2a_base64(key.key.view(), newline=False)
+        parts.append(b'{"key_ID":"%b","key":"%b%b' % (str(key.key_id).encode(), material, tail))
+    return b'{"keys":[%b]}' % b",".join(parts)
 
 
 def _key_tail(extension: KeyExtension) -> bytes:
     if extension == _NOTHING:
-        return b'"},'
+        return b'"}'
     told: dict[str, Any] = {}
     for field in extension.__struct_fields__:
         value = getattr(extension, field)
         if value not in (None, ()):
             told[VENDOR_PREFIX + field] = rfc3339(value) if field in _TIMES else value
-    return b'","key_extension":' + msgspec.json.encode(told) + b"},"
+    return b'","key_extension":' + msgspec.json.encode(told) + b"}"
 
 
 # --- read by an SAE ------------------------------------------------------------------------------------------------
@@ -86,7 +79,7 @@ def decode_status(body: bytes) -> Status:
         raise RemoteProtocolError(f"the KME's status cannot be read: {error}") from None
 
 
-def decode_container(body: bytes | bytearray) -> list[Key]:
+def decode_container(body: bytes) -> list[Key]:
     """Read a Key container, its array called `keys` or `Keys`; the caller wipes the keys.
 
     Raises:

@@ -1,0 +1,206 @@
+"""GS QKD 014 over HTTP, whoever answers: the part that the doors of a node and of a device share.
+
+Recognises the caller, decodes, asks `Answers` once, encodes. A request that is wrong in several ways gets the first
+of: 401 for the caller; 404, 405, 413, 415 (transport guards, outside the standard); 401 for the pair; 400; 503. Every
+error has the standard's Error body, 401 too, since common clients read one.
+
+Standard: ETSI GS QKD 014 V1.1.1, Tables 2 to 8 and 13.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Final, Protocol
+from uuid import UUID
+
+from trenza.base.errors import (
+    ConflictError,
+    InvalidRequestError,
+    TrenzaError,
+    UnauthorisedError,
+    UnavailableError,
+    UnknownKeyError,
+    UnmetWishesError,
+)
+from trenza.base.names import SaeId
+from trenza.base.units import Seconds
+from trenza.net.http import Request, Response
+from trenza.serve.identity import Callers
+from trenza.wire import etsi014
+from trenza.wire.etsi014 import Error, Key, KeyRequest, Method, Route, Status
+
+MOST_BODY_BYTES: Final = 65_536  # a thousand key IDs, many times what any limit of ours admits
+DEADLINE: Final = Seconds(10.0)
+
+_MEDIA_TYPE: Final = etsi014.MEDIA_TYPE.encode()
+_TRUE_PARAMETERS: Final = frozenset({b"", b"charset=utf-8", b'charset="utf-8"'})
+_NO_STORE: Final = ("cache-control", "no-store")
+_LOG = logging.getLogger(__name__)
+
+
+class Answers(Protocol):
+    """Who has the keys. Raises only TrenzaErrors; the keys it returns are the door's to wipe."""
+
+    def authorise(self, caller: SaeId, other: SaeId) -> None:
+        """Raise UnauthorisedError unless the two may share keys; asked before a request is called malformed."""
+        ...
+
+    async def status(self, caller: SaeId, other: SaeId) -> Status: ...
+
+    async def get_key(self, caller: SaeId, other: SaeId, request: KeyRequest, *, tls_group: str) -> list[Key]: ...
+
+    async def get_key_with_ids(
+        self, caller: SaeId, other: SaeId, key_ids: Sequence[UUID], *, tls_group: str
+    ) -> list[Key]: ...
+
+
+class KeyDoor:
+    """A handler for net.http_server that speaks GS QKD 014."""
+
+    def __init__(self, answers: Answers, callers: Callers, *, deadline: Seconds = DEADLINE) -> None:
+        self._answers = answers
+        self._callers = callers
+        self._deadline = deadline
+
+    @staticmethod
+    def error_response(status: int, sentence: str) -> Response:
+        """Return what the HTTP server in front of this door answers where it refuses by itself."""
+        return refusal(status, sentence)
+
+    async def __call__(self, request: Request) -> Response:
+        """Answer one request; what it raises is a bug, and the server answers 503."""
+        try:
+            caller = self._callers.sae(request.peer)
+            async with asyncio.timeout(self._deadline):
+                return await self._answer(caller, request)
+        except TrenzaError as error:
+            return answer_to(error)
+        except TimeoutError:
+            return refusal(503, "the key management entity did not answer in time")
+
+    async def _answer(self, caller: SaeId, request: Request) -> Response:
+        route = etsi014.route(request.path.decode("latin-1"))
+        if route is None:
+            return refusal(404, "no such path in ETSI GS QKD 014")
+        if guarded := _guard(route, request):
+            return guarded
+        match route.method:
+            case Method.GET_STATUS:
+                return ok(etsi014.encode_status(await self._answers.status(caller, SaeId(route.sae_id))))
+            case Method.GET_KEY:
+                return _container(await self._get_key(caller, SaeId(route.sae_id), request))
+            case Method.GET_KEY_WITH_IDS:
+                return _container(await self._get_key_with_ids(caller, SaeId(route.sae_id), request))
+
+    async def _get_key(self, caller: SaeId, slave: SaeId, request: Request) -> list[Key]:
+        try:
+            wanted = _key_request(request)
+            _check_multicast(caller, slave, wanted)
+        except InvalidRequestError:
+            self._answers.authorise(caller, slave)  # 401 goes before 400
+            raise
+        return await self._answers.get_key(caller, slave, wanted, tls_group=request.peer.group)
+
+    async def _get_key_with_ids(self, caller: SaeId, master: SaeId, request: Request) -> list[Key]:
+        try:
+            key_ids = _key_ids(request)
+        except InvalidRequestError:
+            self._answers.authorise(caller, master)
+            raise
+        return await self._answers.get_key_with_ids(caller, master, key_ids, tls_group=request.peer.group)
+
+
+# --- requests ------------------------------------------------------------------------------------------------------
+
+
+def _guard(route: Route, request: Request) -> Response | None:
+    """Refuse what is not a request of the standard at all."""
+    if request.method.decode("latin-1") not in route.method.verbs:
+        allowed = ", ".join(route.method.verbs)
+        return refusal(405, f"{route.method.value} is asked for by {allowed}", allow=allowed)
+    if len(request.body) > MOST_BODY_BYTES:
+        return refusal(413, f"the body is longer than {MOST_BODY_BYTES} bytes")
+    if request.body and not _is_json(request):
+        return refusal(415, "the body shall be application/json in UTF-8, not encoded otherwise")
+    return None
+
+
+def _is_json(request: Request) -> bool:
+    """Tell whether the body is what Table 1 asks for; a charset parameter is tolerated if it says the truth."""
+    if request.headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        return False
+    media_type, *parameters = (part.strip() for part in request.content_type.lower().split(b";"))
+    return media_type == _MEDIA_TYPE and _TRUE_PARAMETERS.issuperset(parameters)
+
+
+def _key_request(request: Request) -> KeyRequest:
+    query = request.query.decode("latin-1")
+    if request.method == b"GET":
+        _refuse_body_of_get(request)
+        return etsi014.key_request_from_query(query)
+    etsi014.refuse_query_of_post(query)
+    return etsi014.key_request_from_body(request.body)
+
+
+def _key_ids(request: Request) -> tuple[UUID, ...]:
+    query = request.query.decode("latin-1")
+    if request.method == b"GET":
+        _refuse_body_of_get(request)
+        return etsi014.key_ids_from_query(query)
+    etsi014.refuse_query_of_post(query)
+    return etsi014.key_ids_from_body(request.body)
+
+
+def _refuse_body_of_get(request: Request) -> None:
+    if request.body:
+        raise InvalidRequestError("a GET has no body; what it says would be overlooked")
+
+
+def _check_multicast(caller: SaeId, slave: SaeId, request: KeyRequest) -> None:
+    if slave in request.additional_slave_sae_ids or caller in request.additional_slave_sae_ids:
+        raise InvalidRequestError("additional_slave_SAE_IDs shall name neither the master nor the slave of the path")
+
+
+# --- answers -------------------------------------------------------------------------------------------------------
+
+
+def answer_to(error: TrenzaError) -> Response:
+    """Return what the standard answers to `error`."""
+    match error:
+        case UnauthorisedError():
+            return refusal(401, "unauthorised")  # and not why: an unknown SAE and a forbidden one look the same
+        case UnknownKeyError():
+            return _error(400, Error(etsi014.KEYS_NOT_FOUND, error.details))
+        case UnmetWishesError():
+            return _error(400, Error(etsi014.MANDATORY_UNMET, error.details))
+        case InvalidRequestError() | ConflictError():
+            return _error(400, Error(error.message, error.details))
+        case UnavailableError():
+            return _error(503, Error(error.message, error.details))
+        case _:
+            _LOG.error("the key delivery door failed: %s: %s", error.code, error.message)
+            return refusal(503, "key management entity error")
+
+
+def _container(keys: Sequence[Key]) -> Response:
+    try:
+        return ok(etsi014.encode_container(keys))
+    finally:
+        etsi014.wipe_all(keys)
+
+
+def ok(body: bytes) -> Response:
+    """Return a 200 with a JSON body that nobody may keep."""
+    return Response(200, body, etsi014.MEDIA_TYPE, (_NO_STORE,))
+
+
+def refusal(status: int, message: str, *, allow: str = "") -> Response:
+    """Return an Error body with nothing but its sentence."""
+    return _error(status, Error(message), allow=allow)
+
+
+def _error(status: int, error: Error, *, allow: str = "") -> Response:
+    allowed = (("allow", allow),) if allow else ()
+    return Response(status, etsi014.encode_error(error), etsi014.MEDIA_TYPE, (_NO_STORE, *allowed))
