@@ -11,7 +11,9 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from etsi_qkd_014_client import QKD014Client
 
+from trenza.app.pki import CertificateAuthority, KeyType
 from trenza.base.errors import (
     ConflictError,
     InvalidRequestError,
@@ -21,7 +23,6 @@ from trenza.base.errors import (
     StoreUnavailableError,
     UnauthorisedError,
     UnknownKeyError,
-    UnmetWishesError,
 )
 from trenza.base.names import NodeId, SaeId
 from trenza.base.secret import Secret
@@ -29,7 +30,8 @@ from trenza.base.units import Bits, Nanoseconds, Seconds
 from trenza.core.delivery import DeliveredKey, IssueRequest, KeyFacts, PairStatus
 from trenza.core.strand import Origin, Supply
 from trenza.net.http import Request
-from trenza.net.tls import PeerIdentity
+from trenza.net.http_server import HttpServer
+from trenza.net.tls import Groups, OldestTls, PeerIdentity, TlsIdentity, server_context
 from trenza.serve.etsi014 import application_door
 from trenza.serve.identity import Callers
 from trenza.wire import etsi014
@@ -55,12 +57,12 @@ class MemoryDelivery:
         self.handed_out: list[DeliveredKey] = []
         self._count = 0
 
-    def authorise(self, caller: SaeId, other: SaeId) -> None:
+    def _authorise(self, caller: SaeId, other: SaeId) -> None:
         if frozenset((caller, other)) not in self._pairs:
             raise UnauthorisedError(f"{caller} and {other} may share nothing")
 
     async def status(self, caller: SaeId, target: SaeId) -> PairStatus:
-        self.authorise(caller, target)
+        self._authorise(caller, target)
         return PairStatus(
             source_node=NodeId("norte"),
             target_node=NodeId("sur"),
@@ -78,7 +80,7 @@ class MemoryDelivery:
     async def issue(self, caller: SaeId, request: IssueRequest) -> Sequence[DeliveredKey]:
         targets = (request.target, *request.additional_targets)
         for target in targets:
-            self.authorise(caller, target)
+            self._authorise(caller, target)
         size = DEFAULT if request.size is None else request.size
         if not LEAST <= size <= MOST:
             raise InvalidRequestError(f"size shall be from {LEAST} to {MOST}", details=({"max_key_size": MOST},))
@@ -97,7 +99,7 @@ class MemoryDelivery:
         self, caller: SaeId, initiator: SaeId, key_ids: Sequence[UUID], *, tls_group: str
     ) -> Sequence[DeliveredKey]:
         assert tls_group
-        self.authorise(caller, initiator)
+        self._authorise(caller, initiator)
         if len(key_ids) > MOST_KEYS:
             raise InvalidRequestError(f"at most {MOST_KEYS} keys are delivered at once")
         for key_id in key_ids:
@@ -117,7 +119,7 @@ class MemoryDelivery:
             hops = wishes.max_hops is None or wishes.max_hops >= 2 or Origin.QKD not in origins
             if named and hops and wishes.origins <= set(origins):
                 return name
-        raise UnmetWishesError("no recipe of the policy", details=({"trenza_recipe": "none fits"},))
+        raise InvalidRequestError(etsi014.MANDATORY_UNMET)
 
     def _fresh(self, caller: SaeId, targets: Sequence[SaeId], length: int, recipe: str) -> DeliveredKey:
         self._count += 1
@@ -489,6 +491,53 @@ def test_a_story_that_does_not_end_is_answered_in_time():
     assert (response.status, response.content_type) == (503, "application/json")
 
 
+# --- on the wire, with a client that others wrote ------------------------------------------------------------------
+
+
+def test_a_client_that_others_wrote_gets_its_keys(tmp_path):
+    authority = CertificateAuthority.create("Test network", KeyType.ECDSA_P256)
+    authority.save(tmp_path / "ca.pem", tmp_path / "ca.key")
+
+    def party(name, **names):
+        files = (tmp_path / f"{name}.pem", tmp_path / f"{name}.key")
+        authority.issue(name, **names).save(*files)
+        return TlsIdentity(*files, tmp_path / "ca.pem")
+
+    def speak(port):
+        alice, bob = (
+            QKD014Client(
+                f"127.0.0.1:{port}", str(own.certificate_file), str(own.private_key_file), str(own.trust_file)
+            )
+            for own in (party(name, uris=[f"urn:trenza:sae:{name}"]) for name in ("alice", "bob"))
+        )
+        assert alice.get_status("bob")[1].key_size == DEFAULT
+        code, issued = alice.get_key("bob", number=2, size=128, extension_mandatory=[{"trenza_max_hops": 4}])
+        assert (code, len(issued.keys)) == (200, 2)
+        key_ids = [key.key_id for key in issued.keys]
+        code, fetched = bob.get_key_with_key_IDs("alice", key_ids)
+        assert (code, [key.key for key in fetched.keys]) == (200, [key.key for key in issued.keys])
+        code, error = bob.get_key_with_key_IDs("alice", key_ids)
+        assert (code, error.message) == (400, etsi014.KEYS_NOT_FOUND)
+        code, error = alice.get_key("dave")
+        assert (code, error.message) == (401, "unauthorised")
+        code, error = alice.get_key("bob", size=257)
+        assert (code, error.message) == (400, etsi014.SIZE_NOT_WHOLE_BYTES)
+
+    async def story():
+        door, _ = a_door(given=())
+        context = server_context(
+            party("node", ips=["127.0.0.1"]), groups=Groups.HYBRID_PREFERRED, oldest=OldestTls.TLS_1_2
+        )
+        server = HttpServer(door, lambda: context, door.error_response)
+        port = await server.start("127.0.0.1")
+        try:
+            await asyncio.to_thread(speak, port)
+        finally:
+            await server.stop()
+
+    asyncio.run(story())
+
+
 # --- given ---------------------------------------------------------------------------------------------------------
 
 
@@ -517,12 +566,12 @@ PEERS = {
 }
 
 
-def a_door(stories=MemoryDelivery, **settings):
-    """Return a door, and its stories with AGREED waiting for bob and CAROLS for carol."""
+def a_door(stories=MemoryDelivery, given=("bob", "carol"), **settings):
+    """Return a door, and its stories with a key waiting for each of `given`: AGREED for bob and CAROLS for carol."""
     delivery = stories(
         [("alice", "bob"), ("alice", "carol"), ("alice", "erin"), ("alice", "frank"), ("bob", "carol")]
     )
-    for target in ("bob", "carol"):
+    for target in given:
         asyncio.run(MemoryDelivery.issue(delivery, SaeId("alice"), IssueRequest(SaeId(target))))
     registry = {f"urn:trenza:sae:{name}": SaeId(name) for name in SAES}
     return application_door(delivery, Callers(registry.get), **settings), delivery

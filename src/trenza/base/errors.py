@@ -3,7 +3,6 @@
     TrenzaError
      +- InvalidRequestError      the caller asked for something that cannot be (standard: 400)
      |   +- UnknownKeyError      one or more key IDs cannot be returned
-     |   +- UnmetWishesError     no recipe that the pair may use does what the caller demands
      |   +- InvalidDocumentError a scenario, policy book or configuration has mistakes, all listed
      +- UnauthorisedError        the caller may not do this (standard: 401)
      +- UnavailableError         try again later (standard: 503)
@@ -57,12 +56,6 @@ class UnknownKeyError(InvalidRequestError):
     """One or more of the key IDs asked for cannot be returned."""
 
     code = "unknown-key"
-
-
-class UnmetWishesError(InvalidRequestError):
-    """No recipe of the pair's policy, whatever the stock, meets the caller's wishes; `details` say which."""
-
-    code = "unmet-wishes"
 
 
 class InvalidDocumentError(InvalidRequestError):

@@ -10,6 +10,7 @@ Standard: ETSI GS QKD 014 V1.1.1, Tables 2 to 8 and 13.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Sequence
 from typing import Final, Protocol
@@ -22,7 +23,6 @@ from trenza.base.errors import (
     UnauthorisedError,
     UnavailableError,
     UnknownKeyError,
-    UnmetWishesError,
 )
 from trenza.base.names import SaeId
 from trenza.base.units import Seconds
@@ -43,11 +43,9 @@ _LOG = logging.getLogger(__name__)
 class Answers(Protocol):
     """Who has the keys. Raises only TrenzaErrors; the keys it returns are the door's to wipe."""
 
-    def authorise(self, caller: SaeId, other: SaeId) -> None:
-        """Raise UnauthorisedError unless the two may share keys; asked before a request is called malformed."""
+    async def status(self, caller: SaeId, other: SaeId) -> Status:
+        """Tell what the two may expect; raises UnauthorisedError if they may share nothing."""
         ...
-
-    async def status(self, caller: SaeId, other: SaeId) -> Status: ...
 
     async def get_key(self, caller: SaeId, other: SaeId, request: KeyRequest, *, tls_group: str) -> list[Key]: ...
 
@@ -99,7 +97,7 @@ class KeyDoor:
             wanted = _key_request(request)
             _check_multicast(caller, slave, wanted)
         except InvalidRequestError:
-            self._answers.authorise(caller, slave)  # 401 goes before 400
+            await self._refuse_forbidden(caller, slave)
             raise
         return await self._answers.get_key(caller, slave, wanted, tls_group=request.peer.group)
 
@@ -107,9 +105,14 @@ class KeyDoor:
         try:
             key_ids = _key_ids(request)
         except InvalidRequestError:
-            self._answers.authorise(caller, master)
+            await self._refuse_forbidden(caller, master)
             raise
         return await self._answers.get_key_with_ids(caller, master, key_ids, tls_group=request.peer.group)
+
+    async def _refuse_forbidden(self, caller: SaeId, other: SaeId) -> None:
+        """Let 401 go before the 400 of a malformed request, which the stories never see."""
+        with contextlib.suppress(UnavailableError):
+            await self._answers.status(caller, other)
 
 
 # --- requests ------------------------------------------------------------------------------------------------------
@@ -173,8 +176,6 @@ def answer_to(error: TrenzaError) -> Response:
             return refusal(401, "unauthorised")  # and not why: an unknown SAE and a forbidden one look the same
         case UnknownKeyError():
             return _error(400, Error(etsi014.KEYS_NOT_FOUND, error.details))
-        case UnmetWishesError():
-            return _error(400, Error(etsi014.MANDATORY_UNMET, error.details))
         case InvalidRequestError() | ConflictError():
             return _error(400, Error(error.message, error.details))
         case UnavailableError():

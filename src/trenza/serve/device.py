@@ -53,12 +53,12 @@ class _Device:
         self._end = end
         self._names = names
 
-    def authorise(self, caller: SaeId, other: SaeId) -> None:
+    def _authorise(self, caller: SaeId, other: SaeId) -> None:
         if (caller, other) != (self._names.node, self._names.far_node):
             raise UnauthorisedError("this device shares keys between its own two nodes only")
 
     async def status(self, caller: SaeId, other: SaeId) -> Status:
-        self.authorise(caller, other)
+        self._authorise(caller, other)
         limits = self._end.limits
         return Status(
             source_kme_id=self._names.device,
@@ -76,7 +76,7 @@ class _Device:
 
     async def get_key(self, caller: SaeId, other: SaeId, request: KeyRequest, *, tls_group: str) -> list[Key]:
         del tls_group  # a device keeps no record of it
-        self.authorise(caller, other)
+        self._authorise(caller, other)
         if request.additional_slave_sae_ids:
             raise InvalidRequestError("max_SAE_ID_count is 0: a device pair has two ends")
         if request.mandatory != Demands():
@@ -88,7 +88,7 @@ class _Device:
         self, caller: SaeId, other: SaeId, key_ids: Sequence[UUID], *, tls_group: str
     ) -> list[Key]:
         del tls_group
-        self.authorise(caller, other)
+        self._authorise(caller, other)
         return _keys(self._end.fetch(key_ids))
 
 

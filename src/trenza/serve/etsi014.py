@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Protocol, TypeVar
 from uuid import UUID
 
-from trenza.base.errors import NotEnoughKeyError, UnmetWishesError
+from trenza.base.errors import InvalidRequestError, NotEnoughKeyError
 from trenza.base.names import SaeId
 from trenza.base.units import Bits, Seconds
 from trenza.core.delivery import DeliveredKey, IssueRequest, PairStatus, Wishes
@@ -34,23 +34,19 @@ class KeyDelivery(Protocol):
     The delivered keys are the door's, which wipes them.
     """
 
-    def authorise(self, caller: SaeId, other: SaeId) -> None:
-        """Tell whether the book lets the two share keys, `caller` being served here; never waits.
+    async def status(self, caller: SaeId, target: SaeId) -> PairStatus:
+        """Return what `caller` may expect as the initiator.
 
         Raises:
-            UnauthorisedError: it does not.
+            UnauthorisedError: `caller` is not served here, or the book does not let the two share keys.
         """
-        ...
-
-    async def status(self, caller: SaeId, target: SaeId) -> PairStatus:
-        """Return what `caller` may expect as the initiator."""
         ...
 
     async def issue(self, caller: SaeId, request: IssueRequest) -> Sequence[DeliveredKey]:
         """Deliver fresh keys.
 
         Raises:
-            UnmetWishesError: no recipe of the pair's policy meets the wishes.
+            InvalidRequestError: no recipe of the pair's policy meets the wishes, or no stock ever holds the request.
             NotEnoughKeyError: one would, and its strands do not suffice now.
         """
         ...
@@ -78,9 +74,6 @@ class _Applications:
     def __init__(self, delivery: KeyDelivery) -> None:
         self._delivery = delivery
 
-    def authorise(self, caller: SaeId, other: SaeId) -> None:
-        self._delivery.authorise(caller, other)
-
     async def status(self, caller: SaeId, other: SaeId) -> Status:
         return _status(await self._delivery.status(caller, other))
 
@@ -99,7 +92,7 @@ class _Applications:
         wished = replace(demanded, wishes=_joined(demanded.wishes, _wishes(request.optional)))
         try:
             return _keys(await self._delivery.issue(caller, wished))
-        except (UnmetWishesError, NotEnoughKeyError):
+        except (InvalidRequestError, NotEnoughKeyError):  # and if the wishes were not to blame, it comes again
             return _keys(await self._delivery.issue(caller, demanded))
 
     async def get_key_with_ids(
