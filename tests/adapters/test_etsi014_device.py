@@ -16,14 +16,16 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from trenza.adapters.etsi014_device import Etsi014Device
 from trenza.adapters.telemetry_http import TelemetryHttp
+from trenza.app.pki import CertificateAuthority, KeyType
 from trenza.base.errors import AuthenticationError, DeviceUnavailableError, PeerUnavailableError
 from trenza.base.names import SaeId
 from trenza.base.units import Bits, Decibel, Nanoseconds, Seconds
 from trenza.core.strand import Supply
 from trenza.kms.ports import DeviceLimits, LinkReading
 from trenza.net.http import Request
-from trenza.net.http_client import HttpResponse
-from trenza.net.tls import PeerIdentity
+from trenza.net.http_client import HttpClient, HttpResponse
+from trenza.net.http_server import HttpServer
+from trenza.net.tls import PeerIdentity, TlsIdentity, client_context, server_context
 from trenza.qkd.emulator.pair import EmulatedPair
 from trenza.qkd.emulator.settings import End, KeyLimits, PairSettings
 from trenza.qkd.physics.devices import DEVICE_CLASSES
@@ -269,3 +271,44 @@ def test_too_many_errors_are_called_an_attack():
 def test_telemetry_that_says_nothing_sensible_is_unavailable(answer):
     with pytest.raises(DeviceUnavailableError):
         asyncio.run(TelemetryHttp(ScriptedClient(answer)).read())
+
+
+# Over real sockets
+
+
+def test_keys_and_telemetry_come_over_mutual_tls(tmp_path):
+    authority = CertificateAuthority.create("Test network", KeyType.ML_DSA_65)
+    authority.save(tmp_path / "ca.pem", tmp_path / "ca.key")
+
+    def party(kind, name):
+        files = (tmp_path / f"{name}.pem", tmp_path / f"{name}.key")
+        authority.issue(name, uris=[f"urn:trenza:{kind}:{name}"]).save(*files)
+        return TlsIdentity(*files, tmp_path / "ca.pem")
+
+    async def story():
+        pair = a_pair()
+        names = DeviceNames("qkd-norte", "qkd-sur", SaeId("norte"), SaeId("sur"), "urn:trenza:node:norte")
+        telemetry_door = TelemetryDoor(pair.a, readers=frozenset({"urn:trenza:node:norte"}))
+        own = server_context(party("device", "qkd-norte"))
+        mine = client_context(party("node", "norte"))
+        doors = (device_key_door(pair.a, names), telemetry_door)
+        servers = [HttpServer(door, lambda: own, door.error_response) for door in doors]
+        clients = [
+            HttpClient(
+                mine, "127.0.0.1", await server.start("127.0.0.1"), expected_name="urn:trenza:device:qkd-norte"
+            )
+            for server in servers
+        ]
+        try:
+            drawn = await device(clients[0]).draw(number=10, size=SIZE)
+            reading = await TelemetryHttp(clients[1]).read()
+        finally:
+            for part in clients:
+                await part.aclose()
+            for server in servers:
+                await server.stop()
+        far = device(client_of(pair, End.B), "norte")
+        assert material(await far.fetch([key.key_id for key in drawn])) == material(drawn)
+        assert reading.state == "running"
+
+    asyncio.run(story())
