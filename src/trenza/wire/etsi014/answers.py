@@ -159,7 +159,7 @@ def _extension_of(members: dict[str, Any] | None) -> KeyExtension:
 def rfc3339(moment: Nanoseconds) -> str:
     """Return `moment` in UTC, to the microsecond below it."""
     whole, rest = divmod(moment, NANOSECONDS_PER_SECOND)
-    return f"{datetime.fromtimestamp(whole, UTC):%Y-%m-%dT%H:%M:%S}.{rest // 1000:06d}Z"
+    return f"{datetime.fromtimestamp(whole, UTC).isoformat()[:19]}.{rest // 1000:06d}Z"
 
 
 def moment_of(text: str) -> Nanoseconds:
