@@ -73,7 +73,7 @@ class Status(
 
 
 class Demands(msgspec.Struct, frozen=True):
-    """Our extension parameters of Get key, as far as a request names them; what they mean is the story's to decide."""
+    """Our extension parameters of Get key, as far as a request names them; what they mean is the story's."""
 
     origins: tuple[str, ...] = ()  # "qkd", "pqc", "classical": each of them must be in the key
     recipe: str | None = None  # by name
