@@ -91,6 +91,15 @@ def test_a_wrong_claim_changes_nothing_even_if_part_of_it_is_right(wrong):
     assert [each.used for each in held.blocks.values()] == before
 
 
+def test_a_claim_of_traffic_and_reserve_is_of_both_or_of_neither():
+    held = stream(block(1), block(2, reserve=True))
+    with pytest.raises(RemoteProtocolError):
+        held.claim([pads(1, 0, 2)], [pads(1, 4, 1)])
+    assert held.held() == held.held(reserve=True) == 10
+    held.claim([pads(1, 0, 2)], [pads(2, 4, 1)])
+    assert (held.held(), held.held(reserve=True)) == (8, 9)
+
+
 def test_a_block_of_another_stream_or_known_already_is_refused():
     with pytest.raises(ValueError, match="not of this stream"):
         PadStream(LINK, NodeId("bea")).add(block(1))
@@ -159,7 +168,7 @@ class PadsAcrossCrashes(RuleBasedStateMachine):
         place = data.draw(st.integers(0, len(self.wire) - 1))
         reserve, ranges = self.wire[place] if again else self.wire.pop(place)
         try:
-            self.ends["receiver"].claim(ranges, reserve=reserve)
+            self.ends["receiver"].claim(**{"reserve" if reserve else "traffic": ranges})
         except RemoteProtocolError:
             return
         self.save("receiver")
