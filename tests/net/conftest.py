@@ -12,7 +12,8 @@ import pytest
 import uvloop
 
 from trenza.app.pki import CertificateAuthority, KeyType
-from trenza.net.tls import TlsIdentity
+from trenza.net.tls import TlsIdentity, client_context
+from trenza.net.tls_transport import Terms, connect
 
 
 @dataclass
@@ -92,3 +93,54 @@ def run(request) -> Run:
         return result
 
     return runner
+
+
+class Dialogue(asyncio.Protocol):
+    """A client that says exactly the bytes it is told to."""
+
+    def __init__(self) -> None:
+        self.heard = b""
+        self.more = asyncio.Event()
+        self.lost = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def data_received(self, data):
+        self.heard += data
+        self.more.set()
+
+    def connection_lost(self, exc):
+        self.lost.set_result(exc)
+        self.more.set()
+
+    def say(self, data: bytes) -> None:
+        self.transport.write(data)
+
+    async def hear(self, ending: bytes) -> bytes:
+        """Return and forget what was heard up to `ending`."""
+        while ending not in self.heard:
+            assert not self.lost.done(), f"the connection ended after {self.heard!r}"
+            self.more.clear()
+            await self.more.wait()
+        said, end, self.heard = self.heard.partition(ending)
+        return said + end
+
+    async def hear_all(self) -> bytes:
+        """Return what was heard until the other side closed."""
+        await self.lost
+        return self.heard
+
+    async def hang_up(self) -> None:
+        self.transport.close()
+        await self.lost
+
+
+@pytest.fixture
+def dial():
+    """Open a connection to a port of the loopback as `identity`."""
+
+    async def open_dialogue(port: int, identity: TlsIdentity) -> Dialogue:
+        return await connect(Dialogue, client_context(identity), "127.0.0.1", port, terms=Terms(), timeout_s=5)
+
+    return open_dialogue

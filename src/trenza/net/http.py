@@ -1,0 +1,86 @@
+"""HTTP messages as both ends see them, and the limits that keep a stranger's message small.
+
+No sockets and no JSON. Standard: RFC 9110, RFC 9112.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+
+from trenza.net.tls import PeerIdentity
+
+JSON = "application/json"
+
+
+@dataclass(slots=True)
+class Request:
+    """One complete request; `path` and `query` are as they came, percent-encoding and all."""
+
+    method: bytes
+    path: bytes
+    query: bytes
+    headers: Mapping[bytes, bytes]
+    """Names in lower case; repeated fields joined by a comma."""
+    body: bytes = field(repr=False)
+    peer: PeerIdentity
+
+    @property
+    def content_type(self) -> bytes:
+        return self.headers.get(b"content-type", b"")
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What a door answers. Length, date and connection fields are the server's business."""
+
+    status: int
+    body: bytes = field(default=b"", repr=False)
+    content_type: str = JSON
+    headers: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.content_type is JSON and not self.headers:
+            return
+        for name, value in (("content-type", self.content_type), *self.headers):
+            if any(character in "\r\n\0" for character in name + value):
+                raise ValueError("a header field has a line break")
+
+
+Handler = Callable[[Request], Response | Awaitable[Response]]
+"""Answers one request, at once or later; only what it awaits costs a task."""
+
+ErrorResponse = Callable[[int, str], Response]
+"""Puts a status and a sentence into the error body of the door's standard."""
+
+
+@dataclass(frozen=True, slots=True)
+class HttpLimits:
+    """What one stranger may ask of us."""
+
+    max_header_bytes: int = 16 * 1024  # request line and header fields
+    max_body_bytes: int = 1024 * 1024
+    max_connections: int = 10_000
+    max_pipelined: int = 16  # requests read ahead on one connection before reading pauses
+    idle_timeout_s: float = 75.0
+    request_timeout_s: float = 10.0  # from a request's first byte to its last, and for reading the answer
+    linger_s: float = 2.0  # to let a refused client read why
+
+
+def encode_head(response: Response, *, length: int, date: bytes, close: bool) -> bytes:
+    """Return the status line and header fields of a response, up to and with the empty line."""
+    lines = [
+        _STATUS_LINES.get(response.status) or b"HTTP/1.1 %d \r\n" % response.status,
+        b"date: ",
+        date,
+        b"\r\ncontent-type: ",
+        response.content_type.encode("latin-1"),
+        b"\r\n" if response.status == HTTPStatus.NO_CONTENT else b"\r\ncontent-length: %d\r\n" % length,
+    ]
+    lines += [f"{name}: {value}\r\n".encode("latin-1") for name, value in response.headers]
+    lines.append(b"connection: close\r\n\r\n" if close else b"\r\n")
+    return b"".join(lines)
+
+
+_STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
