@@ -1,4 +1,4 @@
-"""Which recipes and which strands may serve a request: the policy's ladder and the caller's wishes, together. Pure."""
+"""Which recipes and strands may serve a request: the policy's ladder and the caller's wishes, together. Pure."""
 
 from __future__ import annotations
 

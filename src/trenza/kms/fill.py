@@ -18,11 +18,12 @@ from trenza.core.path import Route, best_path
 from trenza.core.provenance import FORMAT_VERSION, Hop, Lineage, SegmentRecord
 from trenza.core.segment import FULL_ORIGINS, PLAIN_ORIGINS, assemble, comparison_tag
 from trenza.core.strand import Origin, Supply
+from trenza.kms.arrivals import Carried
 from trenza.kms.context import Context
 from trenza.kms.exchange import Agreed, Exchanges
 from trenza.kms.levels import Levels
 from trenza.kms.pools import Pools
-from trenza.kms.relay import Carried, Relays
+from trenza.kms.relay import Relays
 from trenza.wire.peer import (
     Done,
     HopRecord,
@@ -98,6 +99,16 @@ class Fill:
                 if stock < target * 3 // 4:
                     found.append(Want(issuer, full, target - stock, stock, max_hops, allowed))
         return sorted(found, key=lambda want: (want.stock, want.full, want.issuer))
+
+    def wanted(self, peer: NodeId, *, full: bool) -> bool:
+        """Tell whether any policy of the pair needs such segments."""
+        return full in self._kinds(peer)
+
+    def is_low(self, peer: NodeId) -> bool:
+        """Tell whether this node could soon have too little to issue to `peer`."""
+        return any(
+            self._pools.issuable(peer, full=full) < self._ctx.settings.stock_target // 2 for full in self._kinds(peer)
+        )
 
     def _stock_of(self, peer: NodeId, issuer: NodeId, *, full: bool) -> tuple[int, float]:
         """Return the slots one direction holds, granted and not, and its recent demand in slots a second."""
@@ -261,7 +272,7 @@ class Fill:
         pending = self._pending.pop(message.segment, None)
         if pending is None or pending.peer != peer:
             raise RemoteProtocolError("no such segment is being filled")
-        carried = self._relays.take_arrived(message.segment)
+        carried = self._relays.take_arrived(message.segment, peer)
         try:
             record = SegmentRecord.decode(message.provenance)
             self._check_record(peer, message.segment, record, pending.agreed, carried)
@@ -286,7 +297,7 @@ class Fill:
         pending = self._pending.pop(message.segment, None)
         if pending is not None:
             pending.agreed.wipe()
-        carried = self._relays.take_arrived(message.segment)
+        carried = self._relays.take_arrived(message.segment, peer)
         if carried is not None:
             carried.strand.wipe()
         segment = self._pools.pair(peer).segments.get(message.segment)

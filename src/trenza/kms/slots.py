@@ -151,7 +151,6 @@ class Slots:
         except BaseException:
             self._burn(takes)
             raise
-        self._sessions.remember()
         keys = self._sessions.issuing_keys(peer)
         return [await self._braid_taken(pair, recipe, size, take, keys) for take in takes]
 
@@ -276,6 +275,11 @@ class Slots:
                             return Owner(pair, address, peer, issued_here)
         return None
 
+    def segment_of_window(self, peer: NodeId, window: int) -> bytes | None:
+        """Return the segment of a window granted to `peer`, while it is held."""
+        held = self._pools.pair(peer).held.get(window)
+        return None if held is None else held.facts.record.segment
+
     def _is_alive(self, found: Found) -> bool:
         heard = found.window.heard_at(found.address.slot)
         lifetime = nanoseconds(Seconds(float(found.pair.policy.key_lifetime_s)))
@@ -315,7 +319,6 @@ class Slots:
         except TrenzaError:
             self._ctx.counters["keys_doubtful"] += len(found)
             raise
-        self._sessions.remember()
         return [await self._braid_found(one) for one in found]
 
     async def _braid_found(self, one: Found) -> DeliveredKey:

@@ -6,7 +6,7 @@ given; `image` is the disk's content, from which `from_image` starts again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import apsw
 
@@ -20,8 +20,14 @@ from trenza.kms.ports import ChainHead, Change, LedgerEntry, LedgerQuery, Table
 class InlineStore:
     """Implements kms.ports.Store; a crash is dropping the object and starting from the last image."""
 
-    def __init__(self, connection: apsw.Connection | None = None) -> None:
+    def __init__(
+        self, connection: apsw.Connection | None = None, *, on_group: Callable[[int], None] | None = None
+    ) -> None:
         """Open an empty store in memory, or the one behind `connection`, which becomes the store's own.
+
+        Args:
+            connection: of an empty file, or of one that holds a store.
+            on_group: told the counter after each commit, before its answer leaves.
 
         Raises:
             InvalidDocumentError: the file there is not a store, or is a newer Trenza's.
@@ -31,13 +37,14 @@ class InlineStore:
         self._engine = Engine(self._connection)
         self._reading = Reading(self._connection)
         self._closed = False
+        self._on_group = on_group
 
     @classmethod
-    def from_image(cls, image: bytes) -> InlineStore:
+    def from_image(cls, image: bytes, *, on_group: Callable[[int], None] | None = None) -> InlineStore:
         """Open a store in memory with the content that `image` returned."""
         connection = schema.connect(":memory:")
         connection.deserialize("main", image)
-        return cls(connection)
+        return cls(connection, on_group=on_group)
 
     def image(self) -> bytes:
         """Return the whole content; between commits all of it is durable."""
@@ -48,6 +55,8 @@ class InlineStore:
         (outcome,) = self._engine.apply([changes])
         if outcome is not None:
             raise outcome
+        if self._on_group is not None:
+            self._on_group(self._engine.counter)
 
     async def get(self, table: Table, key: bytes) -> bytes | None:
         self._check_open()

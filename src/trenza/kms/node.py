@@ -1,0 +1,394 @@
+"""One node: all its stories joined, its start, its tasks, and the answers to its peers.
+
+Knows no socket, disk or clock: `app.build` gives it ports. A story that fails is tried again at the next turn and
+counted; anything that is not a TrenzaError ends the node, which is then restarted (crash early).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable
+from functools import partial
+
+from trenza.base.errors import (
+    NotEnoughKeyError,
+    RefusedError,
+    RemoteProtocolError,
+    StaleError,
+    TrenzaError,
+    UnauthorisedError,
+)
+from trenza.base.names import LinkId, NodeId
+from trenza.base.units import Seconds
+from trenza.core.policy import SignedBook, open_book
+from trenza.core.recipe import LOCAL
+from trenza.kms import rows
+from trenza.kms.context import Context
+from trenza.kms.deliver import Delivery
+from trenza.kms.exchange import Exchanges
+from trenza.kms.explain import Explain
+from trenza.kms.fill import Fill
+from trenza.kms.ingest import Ingest
+from trenza.kms.levels import Levels
+from trenza.kms.notary import Notary
+from trenza.kms.pads import Pads
+from trenza.kms.pools import Pools
+from trenza.kms.ports import Anchor, Put, Table
+from trenza.kms.relay import Relays
+from trenza.kms.sessions import Sessions, lifetime_of
+from trenza.kms.slots import Slots
+from trenza.kms.wrap import Wrapped
+from trenza.wire.peer import (
+    Beat,
+    BlockOffer,
+    BookAnswer,
+    BookRequest,
+    Done,
+    Hello,
+    Knock,
+    Leave,
+    LinkLevels,
+    PeerMessage,
+    Relay,
+    SegmentCommit,
+    SegmentDrop,
+    SegmentOffer,
+    WindowAnswer,
+    WindowRequest,
+    WrapCommit,
+    WrapOffer,
+    WrapVoid,
+)
+
+_SOON = Seconds(0.05)
+"""The shortest pause between two turns of a task that was woken early."""
+
+
+class Node:
+    """One KMS (a KME in ETSI words)."""
+
+    def __init__(self, ctx: Context, *, anchor: Anchor) -> None:
+        self.ctx = ctx
+        self.pads = Pads(ctx)
+        self.ingest = Ingest(ctx, self.pads)
+        self.relays = Relays(ctx, self.pads)
+        self.levels = Levels(ctx, self.pads)
+        self.pools = Pools(ctx)
+        self.exchanges = Exchanges(ctx)
+        self.sessions = Sessions(ctx, exchanges=self.exchanges, pools=self.pools, ingest=self.ingest, anchor=anchor)
+        self.fill = Fill(ctx, pools=self.pools, exchanges=self.exchanges, relays=self.relays, levels=self.levels)
+        self.slots = Slots(ctx, sessions=self.sessions, pools=self.pools, fill=self.fill)
+        self.wrapped = Wrapped(ctx, slots=self.slots)
+        self.delivery = Delivery(ctx, slots=self.slots, wrapped=self.wrapped)
+        self.explain = Explain(ctx, slots=self.slots)
+        self.notary = Notary(ctx)
+        self.sessions.on_new_life = self._drop_all
+        self.troubles: dict[str, str] = {}  # what each task last failed with, for people
+        self._tasks: dict[Hashable, asyncio.Task[None]] = {}
+        self._kicks: dict[Hashable, asyncio.Event] = {}
+        self._group: asyncio.TaskGroup | None = None
+        self._started = False
+
+    # --- life
+
+    async def start(self, signed: SignedBook | None = None) -> None:
+        """Load what the store holds, and forget all strands if it cannot be proved whole."""
+        await self._load_book(signed)
+        whole = await self.sessions.begin_life()
+        await self.exchanges.load()
+        await self.sessions.load_keys()
+        await self.pools.load()
+        await self.ingest.load()
+        await self.wrapped.load()
+        if not whole:
+            self.ctx.counters["starts_from_a_copy"] += 1
+            await self._drop_all()
+        self._started = True
+
+    async def _drop_all(self) -> None:
+        self.fill.forget()
+        await self.pools.drop_all()
+        await self.ingest.drop_all()
+        await self.wrapped.drop_all()
+        await self.sessions.retire_keys()
+
+    async def run(self) -> None:
+        """Run this node's tasks until cancelled; then tell the peers that it leaves."""
+        assert self._started, "start() comes first"
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                self._reconcile()
+                await asyncio.Event().wait()
+        finally:
+            self._group = None
+            self._tasks.clear()
+            await self.leave()
+
+    async def leave(self) -> None:
+        """Tell every peer with a session that this node stops in good order, and sign a last checkpoint."""
+        for peer in sorted(self.ctx.sessions):
+            try:
+                await self.ctx.peers.call(peer, Leave(), timeout=Seconds(1.0))
+            except TrenzaError:
+                self.ctx.counters["leaves_unheard"] += 1
+        try:
+            await self.notary.sign()
+        except TrenzaError:
+            self.ctx.counters["checkpoints_missed"] += 1
+
+    # --- the book
+
+    async def _load_book(self, signed: SignedBook | None) -> None:
+        ctx = self.ctx
+        value = await ctx.store.get(Table.META, rows.BOOK)
+        if value is not None:
+            stored = SignedBook.decode(value)
+            ctx.set_book(open_book(stored, officer=ctx.officer, newer_than=0), stored)
+        if signed is not None:
+            try:
+                await self.install_book(signed)
+            except StaleError:
+                ctx.counters["books_stale"] += 1
+
+    async def install_book(self, signed: SignedBook) -> int:
+        """Take a newer policy book, durably, and follow it from now on.
+
+        Returns:
+            Its version.
+
+        Raises:
+            AuthenticationError, StaleError, InvalidDocumentError: it is not the officer's, not newer, or not sound.
+        """
+        ctx = self.ctx
+        book = open_book(signed, officer=ctx.officer, newer_than=ctx.book.version if ctx.has_book else 0)
+        await ctx.store.commit([Put(Table.META, rows.BOOK, signed.encode())])
+        ctx.set_book(book, signed)
+        ctx.counters["books_installed"] += 1
+        self._reconcile()
+        return book.version
+
+    def partners(self) -> list[NodeId]:
+        """Return the nodes with which this one shares pools: those of its SAEs' partners."""
+        ctx = self.ctx
+        if not ctx.has_book:
+            return []
+        found = {
+            other.node
+            for _, other, policy in ctx.book.pairs_of_node(ctx.name)
+            if other.node != ctx.name and any(recipe is not LOCAL for recipe in policy.recipes)
+        }
+        return sorted(found)
+
+    def neighbours(self) -> list[NodeId]:
+        """Return the nodes at the other end of this node's links."""
+        return sorted({end.peer for end in self.ctx.links.values()})
+
+    # --- tasks
+
+    def _reconcile(self) -> None:
+        """Start the tasks that the book and the configuration ask for, and stop the others."""
+        if self._group is None:
+            return
+        partners, links = self.partners(), sorted(self.ctx.links)
+        peers = sorted({*partners, *self.neighbours()})
+        wanted: dict[Hashable, tuple[Seconds, Callable[[], Awaitable[bool]]]] = {}
+        settings = self.ctx.settings
+        for peer in peers:
+            wanted["beat", peer] = (settings.beat_interval, partial(self._beat, peer))
+            if self.ctx.leads(peer):
+                wanted["lead", peer] = (settings.fill_interval, partial(self._lead, peer, fills=peer in partners))
+        for link in links:
+            if self.ctx.leads(self.ctx.links[link].peer):
+                wanted["ingest", link] = (settings.ingest_interval, partial(self._ingest, link))
+        wanted["levels",] = (settings.levels_interval, self._levels)
+        wanted["upkeep",] = (settings.beat_interval, self._upkeep)
+        for key in [key for key in self._tasks if key not in wanted]:
+            self._tasks.pop(key).cancel()
+            self._kicks.pop(key, None)
+        for key, (interval, step) in wanted.items():
+            if key not in self._tasks:
+                kick = self._kicks[key] = asyncio.Event()
+                name = " ".join(str(part) for part in key) if isinstance(key, tuple) else str(key)
+                self._tasks[key] = self._group.create_task(self._turns(name, interval, kick, step), name=name)
+
+    def reload_links(self) -> None:
+        """Follow a change of this node's links or peers."""
+        self._reconcile()
+
+    async def _turns(
+        self, name: str, interval: Seconds, kick: asyncio.Event, step: Callable[[], Awaitable[bool]]
+    ) -> None:
+        """Run `step` again and again: at once while it has more to do, else at intervals or when kicked."""
+        while True:
+            more = False
+            try:
+                more = await step()
+                self.troubles.pop(name, None)
+            except TrenzaError as error:
+                self.troubles[name] = error.message
+                self.ctx.counters[f"failed_{name.partition(' ')[0]}_turns"] += 1
+            if more:
+                await asyncio.sleep(0)
+                continue
+            try:
+                async with asyncio.timeout(interval):
+                    await kick.wait()
+                await asyncio.sleep(_SOON)
+            except TimeoutError:
+                pass
+            kick.clear()
+
+    def kick(self, *key: str) -> None:
+        """Wake a task before its time."""
+        event = self._kicks.get(key)
+        if event is not None:
+            event.set()
+
+    async def _beat(self, peer: NodeId) -> bool:
+        """Keep a session with `peer` alive, and windows to issue from."""
+        ctx = self.ctx
+        if peer not in ctx.sessions:
+            if ctx.leads(peer):
+                self.kick("lead", peer)
+            else:
+                await self.sessions.knock(peer)
+            return False
+        try:
+            version = await self.sessions.beat(peer, self.fill.stock(peer))
+        except RefusedError:  # the peer knows no such session: it has started anew
+            self.sessions.end(peer)
+            raise
+        if not ctx.has_book or version > ctx.book.version:
+            await self._fetch_book(peer)
+        await self._ask_windows(peer)
+        await self.pools.tidy(peer, key_lifetime=lifetime_of(ctx))
+        return False
+
+    async def _fetch_book(self, peer: NodeId) -> None:
+        ctx = self.ctx
+        request = BookRequest(ctx.book.version if ctx.has_book else 0)
+        answer = await ctx.peers.call(peer, request, timeout=ctx.settings.call_timeout)
+        if isinstance(answer, BookAnswer) and answer.signed:
+            await self.install_book(SignedBook.decode(answer.signed))
+
+    async def _ask_windows(self, peer: NodeId) -> None:
+        """Ask for windows while fewer slots are held than a few seconds of demand need."""
+        ctx = self.ctx
+        mark = self.fill.stock(peer)
+        for full, held, rate in ((True, mark.full, mark.full_rate), (False, mark.plain, mark.plain_rate)):
+            enough = max(ctx.settings.stock_target, int(rate * ctx.settings.stock_seconds / 2))
+            if held > enough // 2 or not self.fill.wanted(peer, full=full):
+                continue
+            request = WindowRequest(ctx.session(peer).id, full, enough - held)
+            answer = await ctx.peers.call(peer, request, timeout=ctx.settings.call_timeout)
+            if not isinstance(answer, WindowAnswer):
+                raise RemoteProtocolError(f"node {peer} answered a window request with {type(answer).__name__}")
+            for segment in await self.pools.accept(peer, answer.grants):
+                await ctx.peers.call(peer, SegmentDrop(segment), timeout=ctx.settings.call_timeout)
+
+    async def _lead(self, peer: NodeId, *, fills: bool) -> bool:
+        """Open the session when there is none, and fill what is wanted; one exchange at a time."""
+        ctx = self.ctx
+        if peer not in ctx.sessions:
+            await self.sessions.open(peer)
+            self.kick("beat", peer)
+            return True
+        if not fills:
+            return False
+        filled = False
+        for want in self.fill.wants(peer):
+            try:
+                filled = await self.fill.fill(peer, want) > 0 or filled
+            except NotEnoughKeyError as error:
+                self.troubles[f"fill {peer}"] = error.message
+            else:
+                self.troubles.pop(f"fill {peer}", None)
+            if peer not in ctx.sessions:
+                return False
+        if filled:
+            self.kick("beat", peer)
+        return filled
+
+    async def _ingest(self, link: LinkId) -> bool:
+        if self.ctx.links[link].peer not in self.ctx.sessions:
+            return False
+        added = await self.ingest.step(link)
+        if added:
+            self.kick("levels")
+        return added
+
+    async def _levels(self) -> bool:
+        await self.levels.tick()
+        return False
+
+    async def _upkeep(self) -> bool:
+        self.relays.expire()
+        await self.wrapped.tidy()
+        await self.notary.sign_if_due()
+        for peer in self.partners():
+            if self.fill.is_low(peer):
+                self.kick("beat", peer)
+                self.kick("lead", peer)
+        return False
+
+    # --- answers
+
+    async def handle(self, peer: NodeId, message: PeerMessage) -> PeerMessage:
+        """Answer one message of a peer whose identity the connection has verified.
+
+        Raises:
+            TrenzaError: its code travels back.
+        """
+        if peer not in self.ctx.book.node_by_name:
+            raise UnauthorisedError("the policy book knows no such node")
+        match message:
+            case Beat():
+                answer = await self.sessions.handle_beat(peer, message)
+                self.kick("lead", peer)
+                return answer
+            case WindowRequest():
+                self.ctx.session_of(peer, message.session)
+                wanted = min(max(message.slots, 0), 64 * self.ctx.settings.window_slots)
+                return WindowAnswer(await self.pools.grant(peer, full=message.full, slots=wanted))
+            case Relay():
+                return await self.relays.handle(peer, message)
+            case BlockOffer():
+                return await self.ingest.accept(peer, message)
+            case LinkLevels():
+                return await self.levels.handle(peer, message)
+            case SegmentOffer():
+                return await self.fill.handle_offer(peer, message)
+            case SegmentCommit():
+                answered = await self.fill.handle_commit(peer, message)
+                self.kick("beat", peer)
+                return answered
+            case SegmentDrop():
+                return await self.fill.handle_drop(peer, message)
+            case WrapOffer():
+                return await self.wrapped.handle_offer(peer, message)
+            case WrapCommit():
+                return await self.wrapped.handle_commit(peer, message)
+            case WrapVoid():
+                return await self.wrapped.handle_void(peer, message)
+            case Hello():
+                answer = await self.sessions.handle_hello(peer, message)
+                self.kick("beat", peer)
+                return answer
+            case Knock():
+                answer = await self.sessions.handle_knock(peer, message)
+                self.kick("lead", peer)
+                return answer
+            case Leave():
+                self.sessions.note_leave(peer)
+                return Done()
+            case BookRequest():
+                return self._book_for(message)
+            case _:
+                raise RemoteProtocolError(f"{type(message).__name__} is an answer, not a request")
+
+    def _book_for(self, request: BookRequest) -> BookAnswer:
+        signed = self.ctx.signed_book
+        if signed is None or self.ctx.book.version <= request.newer_than:
+            return BookAnswer(b"")
+        return BookAnswer(signed.encode())

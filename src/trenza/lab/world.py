@@ -1,0 +1,236 @@
+"""A scenario brought to life in the lab: nodes, devices, links, and machines that crash or go back in time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from uuid import UUID
+
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PrivateKey
+
+from trenza.adapters.anchor import MemoryAnchor
+from trenza.adapters.keyring import KeyringSealer
+from trenza.adapters.sqlite import InlineStore
+from trenza.app.scenario import Link, Scenario
+from trenza.base.errors import DeviceUnavailableError, TrenzaError
+from trenza.base.names import NodeId
+from trenza.base.secret import Secret
+from trenza.base.units import Bits, BitsPerSecond, Decibel
+from trenza.core.policy import SignedBook, bytes_to_sign, message_of
+from trenza.core.strand import Supply
+from trenza.kms.context import Context, LinkEnd, Settings
+from trenza.kms.node import Node
+from trenza.kms.ports import DeviceLimits, RawKey
+from trenza.lab.loop import VirtualClock
+from trenza.lab.network import LabNetwork, LabPeers, Weather
+from trenza.lab.standins import LabAgreement, LabNotary, LabSigner, SeededEntropy
+from trenza.qkd.emulator.pair import DeviceEnd, EmulatedPair
+from trenza.qkd.emulator.settings import End, KeyLimits, PairSettings
+from trenza.qkd.physics.devices import DEVICE_CLASSES
+
+LIMITS = KeyLimits(default_size=Bits(256), min_size=Bits(64), max_size=Bits(65_536), max_keys_per_request=128)
+
+
+class LabDevice:
+    """A device end within reach of the hand: the LinkDevice port without a socket."""
+
+    def __init__(self, end: DeviceEnd) -> None:
+        self._end = end
+
+    async def limits(self) -> DeviceLimits:
+        limits = self._end.limits
+        stored = self._end.stored_key_count(limits.default_size) * limits.default_size
+        return DeviceLimits(Bits(stored), limits.max_keys_per_request, Bits(limits.max_size), Bits(limits.min_size))
+
+    async def draw(self, *, number: int, size: Bits) -> list[RawKey]:
+        return _raw(self._end.draw, number, size)
+
+    async def fetch(self, key_ids: Sequence[UUID]) -> list[RawKey]:
+        return _raw(self._end.fetch, key_ids)
+
+
+def _raw(deed: object, *arguments: object) -> list[RawKey]:
+    assert callable(deed)
+    try:
+        return [RawKey(key.key_id, key.secret, Supply(key.supply.value)) for key in deed(*arguments)]
+    except TrenzaError as error:
+        raise DeviceUnavailableError(error.message) from None
+
+
+class GroupAnchor(MemoryAnchor):
+    """An anchor that is told of every commit group once a life has named its store."""
+
+    _identity: bytes | None = None
+
+    def remember(self, identity: bytes, counter: int) -> None:
+        self._identity = identity
+        super().remember(identity, counter)
+
+    def note(self, counter: int) -> None:
+        if self._identity is not None:
+            super().remember(self._identity, counter)
+
+
+@dataclass(slots=True)
+class Copy:
+    """A copy of a machine's data directory."""
+
+    store: bytes = field(repr=False)
+    keyring: bytes = field(repr=False)
+
+
+@dataclass(slots=True)
+class Machine:
+    """One node's machine: its disk, its anchor, and the process on it while there is one."""
+
+    name: NodeId
+    node_key: bytes = field(repr=False)
+    anchor: GroupAnchor = field(default_factory=GroupAnchor)
+    disk: Copy | None = None
+    node: Node | None = None
+    store: InlineStore | None = None
+    peers: LabPeers | None = None
+    sealer: KeyringSealer | None = None
+    task: asyncio.Task[None] | None = None
+    lives: int = 0
+
+    def copy(self) -> Copy:
+        """Take a copy of the data directory, as a backup does."""
+        if self.store is None or self.sealer is None:
+            assert self.disk is not None, "the machine was never started"
+            return self.disk
+        return Copy(self.store.image(), self.sealer.image())
+
+
+class World:
+    """A scenario's whole network in virtual time."""
+
+    def __init__(self, scenario: Scenario, *, seed: int, settings: Settings | None = None) -> None:
+        self.scenario = scenario
+        self.seed = seed
+        self.chance = random.Random(f"world {seed}")  # noqa: S311 - histories must repeat
+        self.network = LabNetwork(random.Random(f"network {seed}"))  # noqa: S311
+        self.clock = VirtualClock(asyncio.get_running_loop())
+        self.notary = LabNotary(f"notary {seed}")
+        self.settings = settings or Settings()
+        self.officer = MLDSA65PrivateKey.from_seed_bytes(seed.to_bytes(32, "big"))
+        self.book = self._sign(version=1)
+        self.pairs = {link.name: self._pair(link) for link in scenario.links}
+        self.machines = {
+            node.name: Machine(node.name, bytes(SeededEntropy(f"node key {seed} {node.name}").token(32)))
+            for node in scenario.nodes
+        }
+
+    def _sign(self, version: int) -> SignedBook:
+        book = self.scenario.book(version, {node.name: "lab:0" for node in self.scenario.nodes})
+        body = bytes_to_sign(book)
+        return SignedBook(body, self.officer.sign(message_of(body)))
+
+    def _pair(self, link: Link) -> EmulatedPair:
+        settings = PairSettings(
+            DEVICE_CLASSES[link.device_class],
+            Decibel(link.loss_db),
+            initial_stock=Bits(link.initial_stock_bits),
+            time_factor=link.time_factor,
+            fixed_rate=None if link.fixed_rate_bps is None else BitsPerSecond(link.fixed_rate_bps),
+            limits=LIMITS,
+        )
+        return EmulatedPair(settings, clock=self.clock, entropy=SeededEntropy(f"device {self.seed} {link.name}"))
+
+    def set_weather(self, weather: Weather) -> None:
+        self.network.weather = weather
+
+    def node(self, name: str) -> Node:
+        node = self.machines[NodeId(name)].node
+        assert node is not None, f"{name} is down"
+        return node
+
+    # --- machines
+
+    async def start(self, name: NodeId) -> None:
+        """Start the process of a node on what its disk holds."""
+        machine = self.machines[name]
+        machine.lives += 1
+        entropy = SeededEntropy(f"entropy {self.seed} {name} {machine.lives}")
+        disk, note = machine.disk, machine.anchor.note
+        store = InlineStore(on_group=note) if disk is None else InlineStore.from_image(disk.store, on_group=note)
+        peers = LabPeers(self.network, name)
+        image = b"" if disk is None else disk.keyring
+        sealer = KeyringSealer.in_memory(node_key=Secret.of(machine.node_key), entropy=entropy, image=image)
+        context = Context(
+            name=name,
+            store=store,
+            sealer=sealer,
+            peers=peers,
+            clock=self.clock,
+            entropy=entropy,
+            signer=LabSigner(self.notary, name),
+            verifier=self.notary,
+            agreement=LabAgreement(entropy),
+            settings=replace(self.settings),
+            officer=self.officer.public_key().public_bytes_raw(),
+        )
+        for link in self.scenario.links_of(name):
+            one, other = link.ends
+            end, peer = (End.A, other) if name == one else (End.B, one)
+            context.links[link.name] = LinkEnd(link.name, peer, LabDevice(self.pairs[link.name].end(end)))
+        node = Node(context, anchor=machine.anchor)
+        await node.start(self.book)
+        machine.node, machine.store, machine.sealer, machine.peers = node, store, sealer, peers
+        self.network.handlers[name] = node.handle
+        machine.task = asyncio.create_task(node.run(), name=f"node {name}")
+
+    async def start_all(self) -> None:
+        for name in sorted(self.machines):
+            await self.start(name)
+
+    async def crash(self, name: NodeId) -> None:
+        """Kill the process: what was committed stays, everything else is gone, nobody is told."""
+        machine = self.machines[name]
+        machine.disk = machine.copy()
+        self.network.handlers.pop(name, None)
+        task, store, peers = machine.task, machine.store, machine.peers
+        machine.node = machine.store = machine.sealer = machine.peers = machine.task = None
+        if store is not None:
+            await store.close()  # from here on nothing that still unwinds can write
+        if peers is not None:
+            peers.dead = True
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    def restore(self, name: NodeId, copy: Copy) -> None:
+        """Put an old copy of the data directory in place of the present one; the node must be down."""
+        assert self.machines[name].node is None, "crash it first"
+        self.machines[name].disk = copy
+
+    async def stop_all(self) -> None:
+        for name in sorted(self.machines):
+            if self.machines[name].node is not None:
+                await self.crash(name)
+
+    async def until_ready(self, *, within: float = 60.0) -> None:
+        """Wait until every pair of the book can issue in both directions."""
+        async with asyncio.timeout(within):
+            while missing := self.missing():
+                del missing
+                await asyncio.sleep(0.2)
+
+    def missing(self) -> list[str]:
+        """Return the directions in which nothing can be issued yet."""
+        found: list[str] = []
+        for machine in self.machines.values():
+            node = machine.node
+            if node is None:
+                continue
+            for peer in node.partners():
+                found += [
+                    f"{machine.name} to {peer}"
+                    for full in (True, False)
+                    if node.fill.wanted(peer, full=full) and not node.pools.issuable(peer, full=full)
+                ]
+        return found
