@@ -443,4 +443,6 @@ def open_session(one: Context, other: Context, number: int = 1) -> None:
         session_id + min(one.name, other.name).encode() + max(one.name, other.name).encode()
     ).digest()
     for mine, theirs in ((one, other), (other, one)):
-        mine.sessions[theirs.name] = Session(session_id, theirs.name, mine.presence, theirs.presence, Secret.of(key))
+        mine.sessions[theirs.name] = Session(
+            session_id, theirs.name, mine.presence, theirs.presence, Secret.of(key), Seconds(0.0), Seconds(0.0)
+        )

@@ -70,7 +70,8 @@ class Session:
     mine: Presence
     theirs: Presence
     verify_key: Secret = field(repr=False)  # 48 bytes; compares blocks and segments, off the QKD path
-    lease_until: Seconds = Seconds(0.0)  # on Clock.elapsed: until when we may issue to the peer
+    opened: Seconds  # on Clock.elapsed
+    lease_until: Seconds  # on Clock.elapsed: until when we may issue to the peer
 
 
 @dataclass(slots=True)

@@ -6,7 +6,7 @@ key's own ledger entries. For auditors; applications are told less.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 import msgspec
@@ -72,7 +72,7 @@ class Explain:
         owner = self._slots.owner(key_id)
         if owner is None:
             raise UnknownKeyError(f"node {self._ctx.name} cannot tell whose key {key_id} is")
-        entries = await self._ctx.store.entries(LedgerQuery(term=window_term(owner.peer, owner.address.window)))
+        entries = await self._all(LedgerQuery(term=window_term(owner.peer, owner.address.window)))
         kind = "issued" if owner.issued_here else "delivered"
         events: list[KeyEvent] = []
         for entry in entries:
@@ -113,13 +113,22 @@ class Explain:
     async def exposed(self, node: NodeId, *, since: Nanoseconds, until: Nanoseconds) -> list[Exposed]:
         """Return the keys issued or delivered here in a time whose QKD strands `node` saw as a relay."""
         found: list[Exposed] = []
-        for entry in await self._ctx.store.entries(LedgerQuery(term=f"node:{node}", kind="segment")):
+        for entry in await self._all(LedgerQuery(term=f"node:{node}", kind="segment")):
             segment = SegmentRecord.decode(entry.body)
             if node not in segment.known_to:
                 continue
             term = f"segment:{segment.segment.hex()}"
-            for used in await self._ctx.store.entries(LedgerQuery(term=term, since=since, until=until)):
+            for used in await self._all(LedgerQuery(term=term, since=since, until=until)):
                 if used.kind != "segment":
                     record = msgspec.msgpack.decode(used.body, type=KeyRecord)
                     found.append(Exposed(KeyEvent(used.kind, used.time, used.sequence, record), segment))
         return sorted(found, key=lambda one: one.event.sequence)
+
+    async def _all(self, query: LedgerQuery) -> list[LedgerEntry]:
+        """Return every entry that matches, however many there are."""
+        found: list[LedgerEntry] = []
+        while True:
+            page = await self._ctx.store.entries(replace(query, after_sequence=found[-1].sequence if found else 0))
+            found += page
+            if len(page) < query.limit:
+                return found

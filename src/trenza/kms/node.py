@@ -83,6 +83,7 @@ class Node:
         self.explain = Explain(ctx, slots=self.slots)
         self.notary = Notary(ctx)
         self.sessions.on_new_life = self._drop_all
+        self.slots.on_low = self._restock
         self.troubles: dict[str, str] = {}  # what each task last failed with, for people
         self._tasks: dict[Hashable, asyncio.Task[None]] = {}
         self._kicks: dict[Hashable, asyncio.Event] = {}
@@ -290,7 +291,7 @@ class Node:
     async def _lead(self, peer: NodeId, *, fills: bool) -> bool:
         """Open the session when there is none, and fill what is wanted; one exchange at a time."""
         ctx = self.ctx
-        if peer not in ctx.sessions:
+        if peer not in ctx.sessions or self.sessions.is_old(peer):
             await self.sessions.open(peer)
             self.kick("beat", peer)
             return True
@@ -328,9 +329,12 @@ class Node:
         await self.notary.sign_if_due()
         for peer in self.partners():
             if self.fill.is_low(peer):
-                self.kick("beat", peer)
-                self.kick("lead", peer)
+                self._restock(peer)
         return False
+
+    def _restock(self, peer: NodeId) -> None:
+        self.kick("beat", peer)
+        self.kick("lead", peer)
 
     # --- answers
 

@@ -302,6 +302,7 @@ class Sessions:
             mine=ctx.presence,
             theirs=presence,
             verify_key=keys.verify_key,
+            opened=ctx.clock.elapsed(),
             lease_until=Seconds(ctx.clock.elapsed() + ctx.settings.lease),
         )
         self._heard[peer] = ctx.clock.elapsed()
@@ -385,6 +386,11 @@ class Sessions:
         self._pools.pair(peer).peer_stock = beat.stock
         await self._pools.note_marks(peer, beat.marks)
         return BeatAnswer(ctx.settings.lease, ctx.book.version if ctx.has_book else 0)
+
+    def is_old(self, peer: NodeId) -> bool:
+        """Tell whether the session with `peer` has lasted long enough for fresh keys."""
+        opened = self._ctx.session(peer).opened
+        return self._ctx.clock.elapsed() - opened > self._ctx.settings.session_lifetime
 
     def has_lease(self, peer: NodeId) -> bool:
         """Tell whether this node may issue to `peer` now."""

@@ -108,6 +108,7 @@ class Slots:
         self._sessions = sessions
         self._pools = pools
         self._fill = fill
+        self.on_low: Callable[[NodeId], None] | None = None  # told when little is left to issue
 
     # --- issuing
 
@@ -145,7 +146,7 @@ class Slots:
             takes = self._pools.pair(peer).issuer.take(number, full=full, slots=per_key, accept=accept)
         if not takes:
             raise NotEnoughKeyError(f"fewer than {number} keys of recipe {recipe.name} can be issued now")
-        self._fill.note_issued(peer, full=full, slots=number * per_key)
+        self._note_demand(peer, full=full, slots=number * per_key)
         try:
             await self._ctx.store.commit(self._changes_of_issue(pair, recipe, size, takes, tls_group))
         except BaseException:
@@ -153,6 +154,12 @@ class Slots:
             raise
         keys = self._sessions.issuing_keys(peer)
         return [await self._braid_taken(pair, recipe, size, take, keys) for take in takes]
+
+    def _note_demand(self, peer: NodeId, *, full: bool, slots: int) -> None:
+        self._fill.note_issued(peer, full=full, slots=slots)
+        little = self._ctx.settings.stock_target // 2
+        if self.on_low is not None and self._pools.pair(peer).issuer.available(full=full) < little:
+            self.on_low(peer)
 
     def _changes_of_issue(
         self, pair: Pair, recipe: Recipe, size: Bits, takes: Sequence[Take], tls_group: str
