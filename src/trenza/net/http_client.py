@@ -267,6 +267,8 @@ class HttpClient:
             terms=self._terms,
             timeout_s=self._connect_timeout_s,
         )
+        if not connection.usable:
+            raise PeerUnavailableError(f"{self._authority} closed the connection at once", sent=False)
         self._connections.add(connection)
         return connection
 

@@ -76,7 +76,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         context: TlsContext,
         application: ProtocolFactory,
         terms: Terms,
-        established: asyncio.Future[None] | None = None,
+        established: asyncio.Future[asyncio.Protocol] | None = None,
     ) -> None:
         super().__init__()
         self._loop = asyncio.get_running_loop()
@@ -203,7 +203,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self._application = self._make_application()
         self._application.connection_made(self)
         if self._established is not None and not self._established.done():
-            self._established.set_result(None)
+            self._established.set_result(self._application)
 
     def _end_handshake(self) -> None:
         if self._shaking:
@@ -464,12 +464,12 @@ async def connect(
         PeerUnavailableError: nobody answered in time; `sent` is False.
     """
     loop = asyncio.get_running_loop()
-    established: asyncio.Future[None] = loop.create_future()
+    established: asyncio.Future[asyncio.Protocol] = loop.create_future()
     transport = TlsTransport(context, application, terms, established)
     try:
         async with asyncio.timeout(timeout_s):
             await loop.create_connection(lambda: transport, host, port)
-            await established
+            return cast("P", await established)
     except (TimeoutError, OSError) as error:
         transport.abort()
         why = "timed out" if isinstance(error, TimeoutError) else str(error)
@@ -477,4 +477,3 @@ async def connect(
     except BaseException:
         transport.abort()
         raise
-    return cast("P", transport.get_protocol())
