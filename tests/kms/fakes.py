@@ -272,7 +272,9 @@ class FakePeers:
         return answer
 
     async def _deliver(self, peer: NodeId, message: PeerMessage) -> PeerMessage:
-        handler = self._network.handlers[peer]
+        handler = self._network.handlers.get(peer)
+        if handler is None:
+            raise PeerUnavailableError(f"{peer} went away")
         try:
             answer = await handler(self._name, decode(encode(message)))
         except TrenzaError as error:

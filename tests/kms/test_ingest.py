@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 
 import pytest
+from msgspec.structs import replace
 from tests.kms.fakes import Fails, Fault
 from tests.kms.link_world import World
 
@@ -11,8 +13,9 @@ from trenza.base.names import LinkId
 from trenza.base.units import Bits
 from trenza.core.pads import PadRange
 from trenza.kms.ingest import Draw, draw_for
+from trenza.kms.pads import Pads
 from trenza.kms.ports import DeviceLimits, Table
-from trenza.wire.peer import BlockAccepted, BlockOffer
+from trenza.wire.peer import BlockAccepted, Presence, canonical
 
 LINK = LinkId("a-b")
 PURPOSES = [(sender, reserve) for sender in "ab" for reserve in (False, True)]
@@ -157,6 +160,26 @@ def test_the_leaders_own_answer_cannot_be_echoed():
     asyncio.run(story())
 
 
+def test_an_answer_under_the_wiped_key_of_a_session_that_ended_proves_nothing():
+    async def story():
+        world = pair()
+
+        async def forge(_peer, offer):
+            world["a"].ctx.sessions["b"].verify_key.wipe()
+            world.open_session(world["a"], world["b"])
+            bits = b"".join(world.devices[LINK].drawn)[: 8 * 32]
+            bare = canonical(replace(offer, tag=b""))
+            return BlockAccepted(hmac.digest(bytes(48), b"trenza block v1 follower\0" + bare + bits, "sha384"))
+
+        world.network.handlers["b"] = forge
+        assert not await world["a"].ingest.step(LINK)
+        assert world["a"].pads.offered(LINK) is not None
+        world.network.handlers["b"] = world["b"].handle
+        assert await world["a"].ingest.step(LINK)
+
+    asyncio.run(story())
+
+
 @pytest.mark.parametrize(
     "change",
     [{"from_leader": False}, {"reserve": False}, {"created": 5}, {"supply": "warm"}, {"block": b"another block id"}],
@@ -165,10 +188,7 @@ def test_what_an_offer_says_of_its_block_is_compared_too(change):
     async def story():
         world = pair()
 
-        def alter(_sender, _receiver, message):
-            return BlockOffer(**{**{name: getattr(message, name) for name in message.__struct_fields__}, **change})
-
-        world.network.alter = alter
+        world.network.alter = lambda _sender, _receiver, message: replace(message, **change)
         assert not await world["a"].ingest.step(LINK)
         assert world["b"].ingest.blocks_with("a") == ()
 
@@ -185,7 +205,7 @@ def test_an_offer_that_cannot_be_is_refused_before_the_device_is_asked(change):
         world.network.faults = lambda *_: Fault.DROP_REQUEST
         await world["a"].ingest.step(LINK)
         (_, _, offer), waiting = world.network.sent[0], dict(world.devices[LINK].ends[1].waiting)
-        wrong = BlockOffer(**{**{name: getattr(offer, name) for name in offer.__struct_fields__}, **change})
+        wrong = replace(offer, **change)
         world.network.faults = lambda *_: None
         with pytest.raises(RefusedError) as refusal:
             await world["a"].ctx.peers.call("b", wrong, timeout=1.0)
@@ -300,8 +320,8 @@ def test_a_restored_node_drops_all_and_blocks_of_an_earlier_epoch_are_not_read()
         await world["a"].ingest.drop_all()
         assert world["a"].blocks_on_disk() == (set(), set())
         assert world["a"].sealer.keys == {}
-        world["b"].ctx.presence = type(world["b"].ctx.presence)(2, 1, bytes(16))
-        fresh = type(world["b"].pads)(world["b"].ctx)
+        world["b"].ctx.presence = Presence(2, 1, bytes(16))
+        fresh = Pads(world["b"].ctx)
         await fresh.load()
         assert fresh.blocks_with("a") == ()
         assert world["b"].blocks_on_disk() == (set(), set())

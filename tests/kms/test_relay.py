@@ -131,6 +131,31 @@ def test_a_relay_keeps_nothing_of_what_it_carried():
     asyncio.run(story())
 
 
+def test_strand_and_pads_are_wiped_at_a_relay_and_the_strand_at_a_source_that_failed(monkeypatch):
+    async def story():
+        world = row()
+        await world.stock()
+        seen: dict[str, list[Secret]] = {"b": [], "a": []}
+        for name, held in seen.items():
+            bits = world[name].pads.bits
+
+            async def watched(ranges, bits=bits, held=held):
+                held.append(await bits(ranges))
+                return held[-1]
+
+            monkeypatch.setattr(world[name].pads, "bits", watched)
+        carried = await world["a"].relays.carry(SEGMENT, ("a", "b", "c"), 4)
+        assert len(seen["b"]) == 4  # the MAC key and the strand that came, the pad and the MAC key that went
+        assert not any(any(plain(secret)) for secret in seen["b"])
+        assert any(plain(carried.strand))
+        world.network.handlers.clear()
+        with pytest.raises(PeerUnavailableError):
+            await carry(world, segment=b"next")
+        assert [any(plain(secret)) for secret in seen["a"]] == [True, False, False, False]
+
+    asyncio.run(story())
+
+
 def test_use_is_durable_at_both_ends_before_the_strand_moves_on():
     async def story():
         world = row()
