@@ -1,8 +1,10 @@
 import asyncio
 import contextlib
+import gc
 import os
 import socket
 import ssl
+import weakref
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
@@ -528,3 +530,22 @@ def test_the_transport_says_what_it_is(run, pki):
             transport.write(b"into the void")
 
     run(story())
+
+
+def test_a_connection_that_ended_is_freed_without_the_garbage_collector(run, pki):
+    async def story():
+        async with echo_door(server_context(pki.identity("norte"))) as door:
+            caller = await call(client_context(pki.identity("sur")), door)
+            kept = weakref.ref(caller.transport)
+            await caller.hang_up()
+            await door.quiet.wait()
+            del caller
+            await asyncio.sleep(0)  # the loop lets go of what it called last
+        assert kept() is None
+
+    gc.collect()
+    gc.disable()
+    try:
+        run(story())
+    finally:
+        gc.enable()

@@ -202,8 +202,9 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self._terms.statistics.connections_open += 1
         self._application = self._make_application()
         self._application.connection_made(self)
-        if self._established is not None and not self._established.done():
-            self._established.set_result(self._application)
+        established, self._established = self._established, None  # a future that keeps its result would keep us alive
+        if established is not None and not established.done():
+            established.set_result(self._application)
 
     def _end_handshake(self) -> None:
         if self._shaking:
@@ -230,8 +231,9 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self._end_handshake()
         self._error = error
         self._terms.statistics.failed[reason] += 1
-        if self._established is not None and not self._established.done():
-            self._established.set_exception(error)
+        established, self._established = self._established, None
+        if established is not None and not established.done():
+            established.set_exception(error)
 
     # ---- bytes inwards ----
 
