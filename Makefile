@@ -22,7 +22,7 @@ $(STAMP): requirements.lock pyproject.toml
 install: $(STAMP) ## make the virtual environment from the locked dependencies
 
 demo: $(STAMP) ## start the whole emulated Spanish network (Ctrl-C stops it)
-	$(BIN)/trenza up scenarios/spain.toml
+	$(BIN)/trenza up scenarios/spain.toml $(ARGS)
 
 test: $(STAMP) ## the tests, quick ones
 	$(BIN)/python -m pytest
