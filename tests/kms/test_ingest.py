@@ -2,15 +2,16 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+from dataclasses import replace as replace_settings
 
 import pytest
 from msgspec.structs import replace
 from tests.kms.fakes import Fails, Fault
-from tests.kms.link_world import World
+from tests.kms.link_world import SMALL, World
 
 from trenza.base.errors import RefusedError, UnavailableError
 from trenza.base.names import LinkId
-from trenza.base.units import Bits
+from trenza.base.units import Bits, Seconds
 from trenza.core.pads import PadRange
 from trenza.kms.ingest import Draw, draw_for
 from trenza.kms.pads import Pads
@@ -222,6 +223,23 @@ def test_a_silent_device_is_tried_again_at_the_next_step():
         assert not await world["a"].ingest.step(LINK)
         assert world["a"].ctx.counters["device_unavailable"] == 1
         world.devices[LINK].mute = False
+        assert await world["a"].ingest.step(LINK)
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("call", ["limits", "draw"])
+def test_a_device_that_hangs_is_as_good_as_a_silent_one(call, monkeypatch):
+    async def story():
+        world = World("ab", ["a-b"], replace_settings(SMALL, call_timeout=Seconds(0.01)))
+
+        async def hang(**_):
+            await asyncio.Event().wait()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(world.devices[LINK].ends[0], call, hang)
+            assert not await world["a"].ingest.step(LINK)
+        assert world["a"].ctx.counters["device_unavailable"] == 1
         assert await world["a"].ingest.step(LINK)
 
     asyncio.run(story())

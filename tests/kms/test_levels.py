@@ -179,6 +179,37 @@ def test_a_block_used_up_by_units_that_never_arrived_is_erased_at_the_far_end_to
     asyncio.run(story())
 
 
+def test_no_neighbour_is_told_what_it_told_or_what_is_its_own():
+    async def story():
+        world = World("abc", ["a-b", "b-c"])
+        await world.stock()
+        await tick_all(world, 3)
+        for sender, receiver, message in levels_sent(world):
+            assert receiver not in {level.sender for level in message.levels}
+            assert not (sender == "b" and receiver == "a" and any(level.sender == "a" for level in message.levels))
+        pairs = [(sender, receiver) for sender, receiver, _ in levels_sent(world)]
+        assert sorted(pairs) == [("a", "b"), ("b", "a"), ("b", "a"), ("b", "c"), ("c", "b")]
+
+    asyncio.run(story())
+
+
+def test_a_far_end_that_says_little_does_not_make_the_leader_draw_without_end():
+    async def story():
+        world = World("ab", ["a-b"])
+        link, sender = name("a-b", "b")
+        await world["a"].levels.handle(sender, LinkLevels((LinkLevel(link, sender, 0, 0, world.clock.now()),), ()))
+        await world.stock()  # each new block counts, though the far end has said nothing of it yet
+        assert world["a"].free("a-b", "b") == 32
+        for later in range(1, 9):
+            level = LinkLevel(link, sender, 0, 0, world.clock.now() + later)
+            await world["a"].levels.handle(sender, LinkLevels((level,), ()))
+            await world.stock()
+        assert world["a"].free("a-b", "b") <= 2 * 32 + 16
+        assert world["a"].free("a-b", "b", reserve=True) <= 2 * 8 + 8
+
+    asyncio.run(story())
+
+
 def test_only_blocks_shared_with_the_speaker_can_be_gone():
     async def story():
         world = World("abc", ["a-b", "b-c"])

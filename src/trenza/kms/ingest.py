@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 from uuid import UUID
 
 from msgspec.structs import replace
@@ -37,6 +38,8 @@ from trenza.kms.context import Context, LinkEnd, Session
 from trenza.kms.pads import Pads, RawBlock
 from trenza.kms.ports import DeviceLimits, RawKey
 from trenza.wire.peer import BlockAccepted, BlockOffer, canonical
+
+_T = TypeVar("_T")
 
 _WORTHWHILE = 16
 """A block is made once the device has a 16th of it: smaller ones are not worth a row and a sealing key each."""
@@ -158,10 +161,10 @@ class Ingest:
         if needed is None:
             return None
         sender, reserve, size = needed
-        draw = draw_for(await end.device.limits(), size)
+        draw = draw_for(await self._in_time(end, end.device.limits()), size)
         if draw is None:
             return None
-        keys = await end.device.draw(number=draw.number, size=draw.size)
+        keys = await self._in_time(end, end.device.draw(number=draw.number, size=draw.size))
         bits = joined(keys, draw)
         try:
             block = PadBlock(
@@ -233,6 +236,14 @@ class Ingest:
         if not hmac.compare_digest(answer.tag, _tag(session.verify_key, _FOLLOWER, bare, bits)):
             raise AuthenticationError(f"link {end.link}: node {end.peer} does not hold the same block")
 
+    async def _in_time(self, end: LinkEnd, call: Awaitable[_T]) -> _T:
+        """Return the device's answer; one that hangs is as good as one that is silent."""
+        try:
+            async with asyncio.timeout(self._ctx.settings.call_timeout):
+                return await call
+        except TimeoutError:
+            raise DeviceUnavailableError(f"link {end.link}: the device does not answer in time") from None
+
     # --- the follower
 
     async def accept(self, peer: NodeId, offer: BlockOffer) -> BlockAccepted:
@@ -261,7 +272,7 @@ class Ingest:
             under_way.set()
 
     async def _take(self, end: LinkEnd, block: PadBlock, offer: BlockOffer) -> None:
-        keys = await end.device.fetch([UUID(bytes=key_id) for key_id in offer.key_ids])
+        keys = await self._in_time(end, end.device.fetch([UUID(bytes=key_id) for key_id in offer.key_ids]))
         bits = joined(keys, Draw(len(offer.key_ids), bits_of_bytes(offer.key_bytes)))
         try:
             self._check(end.peer, offer, bits)
