@@ -257,8 +257,9 @@ class Node:
             return False
         try:
             version = await self.sessions.beat(peer, self.fill.stock(peer))
-        except RefusedError:  # the peer knows no such session: it has started anew
-            self.sessions.end(peer)
+        except RefusedError:  # the peer knows no such session: it has started anew, or is about to finish this one
+            if not self.sessions.is_young(peer):
+                self.sessions.end(peer)
             raise
         if not ctx.has_book or version > ctx.book.version:
             await self._fetch_book(peer)
@@ -351,6 +352,8 @@ class Node:
                 answer = await self.sessions.handle_beat(peer, message)
                 self.kick("lead", peer)
                 return answer
+            case WindowRequest() | SegmentOffer() | WrapOffer() if peer not in self.partners():
+                raise UnauthorisedError("the policy book lets no pair of these two nodes share keys")
             case WindowRequest():
                 self.ctx.session_of(peer, message.session)
                 wanted = min(max(message.slots, 0), 64 * self.ctx.settings.window_slots)

@@ -7,7 +7,8 @@ segment is in use (design decisions 6 to 10).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from trenza.base.errors import RemoteProtocolError, UnavailableError
@@ -73,6 +74,9 @@ class Pools:
             row = rows.decode(value, rows.SegmentRow)
             peer = NodeId(row.peer)
             self.pair(peer).segments[key] = Segment(key, peer, SegmentFacts.of(row.record), row.granted)
+        for key, value in await store.scan(Table.META, rows.WINDOWS):
+            pair = self.pair(NodeId(key[len(rows.WINDOWS) :].decode()))
+            pair.next_window = rows.decode(value, rows.WindowsRow).given
         dropped = await store.scan(Table.WINDOW, rows.ISSUER)
         for _, value in dropped:
             last = rows.decode(value, rows.IssuerWindowRow)
@@ -91,7 +95,6 @@ class Pools:
     def _load_held(self, peer: NodeId, number: int, row: rows.HeldWindowRow) -> None:
         pair = self.pair(peer)
         segment = pair.segments.get(row.segment)
-        pair.next_window = max(pair.next_window, number + 1)
         if segment is None:
             return
         closed = None if row.closed is None else Nanoseconds(row.closed)
@@ -181,7 +184,7 @@ class Pools:
             await self._ctx.sealer.erase([rows.decode(value, rows.SealedRow).handle])
 
     async def opened(self, peer: NodeId, segment_id: bytes) -> OpenSegment:
-        """Return a segment's strands, unsealed; call `done` when the keys are made.
+        """Return a segment's strands, unsealed; good until the next `await`, unless within `using`.
 
         Raises:
             UnavailableError: the segment is gone.
@@ -189,18 +192,13 @@ class Pools:
         segment = self.pair(peer).segments.get(segment_id)
         if segment is None:
             raise UnavailableError("the strands of this key are gone")
-        segment.users += 1
-        try:
-            if segment.open is None:
-                value = await self._ctx.store.get(Table.SEGMENT_BYTES, segment_id)
-                if value is None:
-                    raise UnavailableError("the strands of this key are gone")
-                sealed = rows.decode(value, rows.SealedRow).sealed
-                material = await self._ctx.sealer.unseal(sealed, associated=self._associated(segment))
-                self._keep_open(segment, material)
-        except BaseException:
-            segment.users -= 1
-            raise
+        if segment.open is None:
+            value = await self._ctx.store.get(Table.SEGMENT_BYTES, segment_id)
+            if value is None:
+                raise UnavailableError("the strands of this key are gone")
+            sealed = rows.decode(value, rows.SealedRow).sealed
+            material = await self._ctx.sealer.unseal(sealed, associated=self._associated(segment))
+            self._keep_open(segment, material)
         assert segment.open is not None
         return segment.open
 
@@ -211,10 +209,18 @@ class Pools:
         else:  # another story opened it while this one waited for the store
             material.wipe()
 
-    def done(self, peer: NodeId, segment_id: bytes) -> None:
-        segment = self.pair(peer).segments.get(segment_id)
-        if segment is not None:
-            segment.users -= 1
+    @contextmanager
+    def using(self, peer: NodeId, segment_ids: Iterable[bytes]) -> Iterator[None]:
+        """Keep segments from being tidied away while keys are made of them."""
+        held = self.pair(peer).segments
+        used = [held[segment_id] for segment_id in dict.fromkeys(segment_ids) if segment_id in held]
+        for segment in used:
+            segment.users += 1
+        try:
+            yield
+        finally:
+            for segment in used:
+                segment.users -= 1
 
     def _associated(self, segment: Segment) -> bytes:
         return b"segment" + self._ctx.name.encode() + b"\0" + segment.peer.encode() + b"\0" + segment.id
@@ -245,7 +251,8 @@ class Pools:
             if missing <= 0:
                 break
         if changes:
-            await self._ctx.store.commit(changes)
+            given = rows.WindowsRow(pair.next_window)
+            await self._ctx.store.commit([*changes, Put(Table.META, rows.windows_key(peer), rows.encode(given))])
         return tuple(grants)
 
     def _segment_row(self, segment: Segment) -> Put:
@@ -278,7 +285,6 @@ class Pools:
             key = rows.window_key(rows.ISSUER, peer, window.number)
             await self._ctx.store.commit([Insert(Table.WINDOW, key, rows.encode(row)), self._segment_row(segment)])
             await self.opened(peer, segment.id)
-            self.done(peer, segment.id)
             try:
                 pair.issuer.add(window)
             except ValueError as error:
@@ -356,17 +362,21 @@ class Pools:
         now = self._ctx.clock.now()
         changes: list[Change] = []
         for held in list(pair.held.values()):
+            if pair.segments[held.facts.record.segment].users:
+                continue
             expired = held.closed is not None and now - held.closed > key_lifetime
             if held.spent or expired:
                 self._ctx.counters["slots_expired"] += 0 if held.spent else held.count - len(held.delivered)
                 changes += self._forget_held(peer, held)
+        oldest = now - nanoseconds(self._ctx.settings.segment_lifetime)
+        for aged in [window for window in pair.issuer if window.facts.record.created < oldest]:
+            pair.issuer.remove(aged.number)
+            self._ctx.counters["slots_aged"] += aged.left
+            changes.append(Delete(Table.WINDOW, rows.window_key(rows.ISSUER, peer, aged.number)))
         if changes:
             await self._ctx.store.commit(changes)
-        oldest = now - nanoseconds(self._ctx.settings.segment_lifetime)
         for segment in list(pair.segments.values()):
-            if segment.users:
-                continue
-            if self._in_use(pair, segment):
+            if segment.users or self._in_use(pair, segment):
                 continue
             if not segment.ungranted or segment.facts.record.created < oldest:
                 await self.drop_segment(segment)

@@ -29,7 +29,12 @@ class PeerRow(msgspec.Struct, frozen=True, array_like=True):
     """META/peer:NAME: what this node remembers of another."""
 
     known: Presence | None
-    windows: int  # numbers handed out so far to this peer
+
+
+class WindowsRow(msgspec.Struct, frozen=True, array_like=True):
+    """META/windows:NAME: how many window numbers were ever given to a peer; none is given twice."""
+
+    given: int
 
 
 class SealedRow(msgspec.Struct, frozen=True, array_like=True):
@@ -127,6 +132,10 @@ def peer_key(peer: NodeId) -> bytes:
     return b"peer:" + peer.encode()
 
 
+def windows_key(peer: NodeId) -> bytes:
+    return WINDOWS + peer.encode()
+
+
 def window_key(role: bytes, peer: NodeId, number: int) -> bytes:
     return role + peer_prefix(peer) + number.to_bytes(4, "big")
 
@@ -142,3 +151,4 @@ def split_peer(key: bytes) -> tuple[NodeId, bytes]:
 
 
 ISSUER, HOLDER = b"i", b"h"
+WINDOWS = b"windows:"

@@ -310,7 +310,7 @@ class Sessions:
 
     async def _remember_peer(self, peer: NodeId, presence: Presence) -> None:
         self._known[peer] = presence
-        row = rows.PeerRow(presence, self._pools.pair(peer).next_window)
+        row = rows.PeerRow(presence)
         await self._ctx.store.commit([Put(Table.META, rows.peer_key(peer), rows.encode(row))])
 
     async def _keep_id_keys(self, peer: NodeId, keys: SessionKeys) -> None:
@@ -346,9 +346,7 @@ class Sessions:
             UnavailableError: no session.
         """
         session = self._ctx.session(peer)
-        newest = self._id_keys[peer][0]
-        assert newest.session == session.id
-        return newest.mine
+        return next(one.mine for one in self._id_keys[peer] if one.session == session.id)
 
     def id_keys(self, peer: NodeId) -> list[IdKeySet]:
         """Return the ID keys of all sessions this node has ever had with `peer`, newest first."""
@@ -386,6 +384,11 @@ class Sessions:
         self._pools.pair(peer).peer_stock = beat.stock
         await self._pools.note_marks(peer, beat.marks)
         return BeatAnswer(ctx.settings.lease, ctx.book.version if ctx.has_book else 0)
+
+    def is_young(self, peer: NodeId) -> bool:
+        """Tell whether the session with `peer` was made so lately that the peer may not have finished making it."""
+        session = self._ctx.sessions.get(peer)
+        return session is not None and self._ctx.clock.elapsed() - session.opened < self._ctx.settings.call_timeout
 
     def is_old(self, peer: NodeId) -> bool:
         """Tell whether the session with `peer` has lasted long enough for fresh keys."""

@@ -147,13 +147,14 @@ class Slots:
         if not takes:
             raise NotEnoughKeyError(f"fewer than {number} keys of recipe {recipe.name} can be issued now")
         self._note_demand(peer, full=full, slots=number * per_key)
-        try:
-            await self._ctx.store.commit(self._changes_of_issue(pair, recipe, size, takes, tls_group))
-        except BaseException:
-            self._burn(takes)
-            raise
-        keys = self._sessions.issuing_keys(peer)
-        return [await self._braid_taken(pair, recipe, size, take, keys) for take in takes]
+        with self._pools.using(peer, (take.window.facts.record.segment for take in takes)):
+            try:
+                await self._ctx.store.commit(self._changes_of_issue(pair, recipe, size, takes, tls_group))
+            except BaseException:
+                self._burn(takes)
+                raise
+            keys = self._sessions.issuing_keys(peer)
+            return [await self._braid_taken(pair, recipe, size, take, keys) for take in takes]
 
     def _note_demand(self, peer: NodeId, *, full: bool, slots: int) -> None:
         self._fill.note_issued(peer, full=full, slots=slots)
@@ -319,14 +320,16 @@ class Slots:
             slots = tuple(one.address.slot for one in some)
             record = self._record(first.pair, recipe, size, peer, number, first.window.facts, slots, tls_group)
             changes.append(self._entry(now, "delivered", record))
-        try:
-            await self._ctx.store.commit(changes)
-        except ConflictError:
-            raise UnknownKeyError("one or more keys specified are not found on KME") from None
-        except TrenzaError:
-            self._ctx.counters["keys_doubtful"] += len(found)
-            raise
-        return [await self._braid_found(one) for one in found]
+        peer = found[0].pair.initiator.node
+        with self._pools.using(peer, (one.window.facts.record.segment for one in found)):
+            try:
+                await self._ctx.store.commit(changes)
+            except ConflictError:
+                raise UnknownKeyError("one or more keys specified are not found on KME") from None
+            except TrenzaError:
+                self._ctx.counters["keys_doubtful"] += len(found)
+                raise
+            return [await self._braid_found(one) for one in found]
 
     async def _braid_found(self, one: Found) -> DeliveredKey:
         peer, size = one.pair.initiator.node, one.address.size
@@ -365,7 +368,6 @@ class Slots:
         finally:
             for bundle in bundles:
                 bundle.wipe()
-            self._pools.done(peer, facts.record.segment)
 
     def _facts(
         self, recipe: Recipe, size: Bits, facts: SegmentFacts, issued: Nanoseconds, policy: Policy
