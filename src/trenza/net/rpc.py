@@ -199,6 +199,7 @@ class _Link(FramedProtocol):
         self._pending: dict[int, asyncio.Future[bytes]] = {}
         self._last_correlation = 0
         self._retiring = False
+        self.peer: PeerIdentity | None = None
         self._writable = asyncio.Event()
         self._writable.set()
         self.last_heard = self._loop.time()
@@ -206,7 +207,7 @@ class _Link(FramedProtocol):
         self.lost = asyncio.Event()
 
     def opened(self, peer: PeerIdentity) -> None:
-        del peer  # checked by name when the connection was made
+        self.peer = peer
 
     @property
     def usable(self) -> bool:
@@ -325,6 +326,11 @@ class RpcClient:
     @property
     def statistics(self) -> TlsStatistics:
         return self._terms.statistics
+
+    @property
+    def peer(self) -> PeerIdentity | None:
+        """Return who answered at the last connection, as it was verified; None before the first."""
+        return self._link.peer if self._link is not None else None
 
     async def call(self, body: bytes, *, timeout_s: float) -> bytes:
         """Send one request and wait for its answer.
