@@ -200,8 +200,7 @@ class Node:
             if self.ctx.leads(peer):
                 wanted["lead", peer] = (settings.fill_interval, partial(self._lead, peer, fills=peer in partners))
         for link in links:
-            if self.ctx.leads(self.ctx.links[link].peer):
-                wanted["ingest", link] = (settings.ingest_interval, partial(self._ingest, link))
+            wanted["ingest", link] = (settings.ingest_interval, partial(self._ingest, link))
         wanted["levels",] = (settings.levels_interval, self._levels)
         wanted["upkeep",] = (settings.beat_interval, self._upkeep)
         for key in [key for key in self._tasks if key not in wanted]:

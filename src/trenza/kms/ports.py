@@ -27,7 +27,6 @@ class Table(enum.Enum):
     META = "meta"
     LINK_BLOCK = "link_block"
     LINK_USED = "link_used"
-    OUTBOX = "outbox"
     SESSION = "session"
     SEGMENT = "segment"
     SEGMENT_BYTES = "segment_bytes"
