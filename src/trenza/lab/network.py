@@ -26,13 +26,14 @@ class Weather:
 
 @dataclass(slots=True)
 class LabNetwork:
-    """All wires of a history. `relays` keeps every relay message ever sent: what an eavesdropper would have."""
+    """All wires of a history. `listen` hears every request and answer as it goes out: what an eavesdropper has."""
 
     chance: random.Random
+    on_relay: Callable[[NodeId, Relay], None]
     weather: Weather = field(default_factory=Weather)
     handlers: dict[NodeId, Handler] = field(default_factory=dict)
     cut: set[frozenset[NodeId]] = field(default_factory=set)
-    relays: list[tuple[NodeId, Relay]] = field(default_factory=list)
+    listen: Callable[[NodeId, NodeId, bytes], None] = lambda _sender, _receiver, _body: None
     counts: dict[str, int] = field(default_factory=dict)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -47,6 +48,7 @@ class LabNetwork:
 
     async def carry(self, sender: NodeId, receiver: NodeId, body: bytes) -> PeerMessage:
         """Bring one request to its receiver and the answer back, or lose either."""
+        self.listen(sender, receiver, body)
         await self.pause()
         if not self.joined(sender, receiver) or self.chance.random() < self.weather.lose:
             self.count("requests lost")
@@ -58,6 +60,7 @@ class LabNetwork:
             self.tasks.add(task)
             task.add_done_callback(self.tasks.discard)
         answer = encode(await handler(sender, decode(body)))
+        self.listen(receiver, sender, answer)
         await self.pause()
         if not self.joined(receiver, sender) or self.chance.random() < self.weather.lose:
             self.count("answers lost")
@@ -84,7 +87,7 @@ class LabPeers:
         if self.dead:
             raise PeerUnavailableError("this process is dead")
         if isinstance(message, Relay):
-            self._network.relays.append((self._name, message))
+            self._network.on_relay(self._name, message)
         try:
             async with asyncio.timeout(timeout):
                 return await self._network.carry(self._name, peer, encode(message))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
@@ -23,13 +23,16 @@ from trenza.core.policy import SignedBook, bytes_to_sign, message_of
 from trenza.core.strand import Supply
 from trenza.kms.context import Context, LinkEnd, Settings
 from trenza.kms.node import Node
-from trenza.kms.ports import DeviceLimits, RawKey
+from trenza.kms.ports import DeviceLimits, KeyAgreement, RawKey
+from trenza.lab.disk import DeathAt, LabDisk
+from trenza.lab.history import History, Sent, Trouble
 from trenza.lab.loop import VirtualClock
 from trenza.lab.network import LabNetwork, LabPeers, Weather
 from trenza.lab.standins import LabAgreement, LabNotary, LabSigner, SeededEntropy
 from trenza.qkd.emulator.pair import DeviceEnd, EmulatedPair
 from trenza.qkd.emulator.settings import End, KeyLimits, PairSettings
 from trenza.qkd.physics.devices import DEVICE_CLASSES
+from trenza.wire.peer import Relay
 
 LIMITS = KeyLimits(default_size=Bits(256), min_size=Bits(64), max_size=Bits(65_536), max_keys_per_request=128)
 
@@ -91,28 +94,41 @@ class Machine:
     anchor: GroupAnchor = field(default_factory=GroupAnchor)
     disk: Copy | None = None
     node: Node | None = None
-    store: InlineStore | None = None
+    store: LabDisk | None = None
     peers: LabPeers | None = None
     sealer: KeyringSealer | None = None
     task: asyncio.Task[None] | None = None
     lives: int = 0
+    commits: int = 0  # called so far, in all lives
+    death: DeathAt | None = None
 
     def copy(self) -> Copy:
         """Take a copy of the data directory, as a backup does."""
         if self.store is None or self.sealer is None:
             assert self.disk is not None, "the machine was never started"
             return self.disk
-        return Copy(self.store.image(), self.sealer.image())
+        return Copy(self.store.inner.image(), self.sealer.image())
 
 
 class World:
     """A scenario's whole network in virtual time."""
 
-    def __init__(self, scenario: Scenario, *, seed: int, settings: Settings | None = None) -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        *,
+        seed: int,
+        settings: Settings | None = None,
+        agreement: Callable[[SeededEntropy], KeyAgreement] = LabAgreement,
+    ) -> None:
         self.scenario = scenario
         self.seed = seed
+        self.agreement = agreement
+        self.history = History(seed)
+        self.disk_delay = (0.0, 0.003)
+        self.failures: dict[NodeId, BaseException] = {}  # processes that fell over by themselves: always a bug
         self.chance = random.Random(f"world {seed}")  # noqa: S311 - histories must repeat
-        self.network = LabNetwork(random.Random(f"network {seed}"))  # noqa: S311
+        self.network = LabNetwork(random.Random(f"network {seed}"), self._note_relay)  # noqa: S311
         self.clock = VirtualClock(asyncio.get_running_loop())
         self.notary = LabNotary(f"notary {seed}")
         self.settings = settings or Settings()
@@ -140,6 +156,9 @@ class World:
         )
         return EmulatedPair(settings, clock=self.clock, entropy=SeededEntropy(f"device {self.seed} {link.name}"))
 
+    def _note_relay(self, sender: NodeId, message: Relay) -> None:
+        self.history.add(Sent(self.clock.elapsed(), sender, message))
+
     def set_weather(self, weather: Weather) -> None:
         self.network.weather = weather
 
@@ -156,7 +175,16 @@ class World:
         machine.lives += 1
         entropy = SeededEntropy(f"entropy {self.seed} {name} {machine.lives}")
         disk, note = machine.disk, machine.anchor.note
-        store = InlineStore(on_group=note) if disk is None else InlineStore.from_image(disk.store, on_group=note)
+        inner = InlineStore(on_group=note) if disk is None else InlineStore.from_image(disk.store, on_group=note)
+        store = LabDisk(
+            inner,
+            chance=random.Random(f"disk {self.seed} {name} {machine.lives}"),  # noqa: S311
+            delay=self.disk_delay,
+            observe=lambda changes: self.history.note_commit(self.clock.elapsed(), name, changes),
+            commits=machine.commits,
+            death=machine.death,
+            on_death=lambda: self._die(name),
+        )
         peers = LabPeers(self.network, name)
         image = b"" if disk is None else disk.keyring
         sealer = KeyringSealer.in_memory(node_key=Secret.of(machine.node_key), entropy=entropy, image=image)
@@ -169,7 +197,7 @@ class World:
             entropy=entropy,
             signer=LabSigner(self.notary, name),
             verifier=self.notary,
-            agreement=LabAgreement(entropy),
+            agreement=self.agreement(entropy),
             settings=replace(self.settings),
             officer=self.officer.public_key().public_bytes_raw(),
         )
@@ -178,28 +206,59 @@ class World:
             end, peer = (End.A, other) if name == one else (End.B, one)
             context.links[link.name] = LinkEnd(link.name, peer, LabDevice(self.pairs[link.name].end(end)))
         node = Node(context, anchor=machine.anchor)
-        await node.start(self.book)
         machine.node, machine.store, machine.sealer, machine.peers = node, store, sealer, peers
-        self.network.handlers[name] = node.handle
-        machine.task = asyncio.create_task(node.run(), name=f"node {name}")
+        loaded = asyncio.Event()
+        machine.task = asyncio.create_task(self._live(machine, node, loaded), name=f"node {name}")
+        machine.task.add_done_callback(lambda task: self._note_end(name, task))
+        await loaded.wait()
+
+    async def _live(self, machine: Machine, node: Node, loaded: asyncio.Event) -> None:
+        """Be the process: load, answer the network, and run until killed."""
+        try:
+            await node.start(self.book)
+        finally:
+            loaded.set()
+        if machine.node is node:
+            self.network.handlers[machine.name] = node.handle
+        await node.run()
+
+    def _note_end(self, name: NodeId, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None and name not in self.failures:
+            self.failures[name] = error
+
+    def _die(self, name: NodeId) -> None:
+        self.history.add(Trouble(self.clock.elapsed(), f"{name} dies at commit {self.machines[name].death}"))
+        self.kill(name)
 
     async def start_all(self) -> None:
         for name in sorted(self.machines):
             await self.start(name)
 
-    async def crash(self, name: NodeId) -> None:
-        """Kill the process: what was committed stays, everything else is gone, nobody is told."""
+    def kill(self, name: NodeId) -> asyncio.Task[None] | None:
+        """Kill the process at this instant: what was committed stays, everything else is gone, nobody is told.
+
+        Returns:
+            The task that still unwinds; it can neither write nor be heard.
+        """
         machine = self.machines[name]
         machine.disk = machine.copy()
         self.network.handlers.pop(name, None)
         task, store, peers = machine.task, machine.store, machine.peers
         machine.node = machine.store = machine.sealer = machine.peers = machine.task = None
         if store is not None:
-            await store.close()  # from here on nothing that still unwinds can write
+            machine.commits = store.commits
+            store.die()
         if peers is not None:
             peers.dead = True
         if task is not None:
             task.cancel()
+        return task
+
+    async def crash(self, name: NodeId) -> None:
+        """Kill the process and wait until nothing of it is left."""
+        task = self.kill(name)
+        if task is not None:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
 
