@@ -267,6 +267,11 @@ class World:
         assert self.machines[name].node is None, "crash it first"
         self.machines[name].disk = copy
 
+    def lose_anchor(self, name: NodeId) -> None:
+        """Boot the machine: what was remembered outside the data directory is gone; the node must be down."""
+        assert self.machines[name].node is None, "crash it first"
+        self.machines[name].anchor = GroupAnchor()
+
     async def stop_all(self) -> None:
         for name in sorted(self.machines):
             if self.machines[name].node is not None:
