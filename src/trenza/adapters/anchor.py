@@ -1,9 +1,11 @@
 """Remembers outside the data directory how far the store had got, so a restored copy is told from a restart.
 
-`FileAnchor` is a page of a small file, mapped into memory and never synced: it survives the process, which is all
-that is asked of it, and costs less than a microsecond per commit group. What it says holds only until the machine
-boots: the boot's identity (Linux, random(4)) is part of it. `MemoryAnchor` is for the lab. Both implement
-kms.ports.Anchor.
+`FileAnchor` is a page of a small file, mapped into memory and never synced: it survives the process and costs less
+than a microsecond per commit group. It lies on the machine's own disk, outside the data directory and out of every
+backup. After a power loss it may be behind the store, since nothing syncs it, and then a copy from the moments it has
+forgotten passes for a restart; it is never ahead, because a group is remembered only once it is durable. With the
+boot's identity (Linux, random(4)) as part of it, what it says ends with the boot; with PERSISTENT it survives reboots.
+`MemoryAnchor` is for the lab. Both implement kms.ports.Anchor.
 """
 
 from __future__ import annotations
@@ -13,6 +15,9 @@ import os
 import struct
 import zlib
 from pathlib import Path
+
+PERSISTENT = b"persistent"
+"""Given as the boot's identity: what the anchor says survives reboots."""
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _MAGIC = b"TRZAAN\x00\x01"
@@ -36,14 +41,14 @@ class MemoryAnchor:
 
 
 class FileAnchor:
-    """An anchor in a file of mode 0600 that must lie outside the data directory, best on a tmpfs."""
+    """An anchor in a file of mode 0600 that must lie outside the data directory and its backups."""
 
     def __init__(self, path: Path, *, boot_id: bytes | None = None) -> None:
         """Map the file, making it if absent.
 
         Args:
             path: of the file; its directory is made with mode 0700 if absent.
-            boot_id: up to 36 bytes that differ from boot to boot; None asks the kernel.
+            boot_id: up to 36 bytes that differ from boot to boot; None asks the kernel; PERSISTENT outlives boots.
 
         Raises:
             OSError: the file cannot be made or mapped.
