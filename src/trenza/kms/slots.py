@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import groupby
 from uuid import UUID
 
@@ -372,16 +372,24 @@ class Slots:
     def _facts(
         self, recipe: Recipe, size: Bits, facts: SegmentFacts, issued: Nanoseconds, policy: Policy
     ) -> KeyFacts:
-        qkd = Origin.QKD in recipe.origins
+        origins, strength = _origins_and_strength(recipe.code, size)
+        qkd = Origin.QKD in origins
         return KeyFacts(
             recipe=recipe.name,
-            origins=tuple(sorted(recipe.origins, key=lambda origin: origin.value)),
+            origins=origins,
             supply=facts.record.supply if qkd else None,
-            strength=str(recipe.strength(size)),
+            strength=strength,
             hops=len(facts.record.hops) if qkd else 0,
             created=Nanoseconds(facts.record.created),
             expires=Nanoseconds(issued + nanoseconds(Seconds(float(policy.key_lifetime_s)))),
         )
+
+
+@lru_cache(maxsize=256)
+def _origins_and_strength(code: int, size: Bits) -> tuple[tuple[Origin, ...], str]:
+    """Return what every key of one recipe and size is told of; remembered, because it is told of every key."""
+    recipe = recipe_of_code(code)
+    return tuple(sorted(recipe.origins, key=lambda origin: origin.value)), str(recipe.strength(size))
 
 
 def _uses_exchange(recipe: Recipe) -> bool:

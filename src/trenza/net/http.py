@@ -5,6 +5,7 @@ No sockets and no JSON. Standard: RFC 9110, RFC 9112.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -41,11 +42,7 @@ class Response:
     headers: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.content_type is JSON and not self.headers:
-            return
-        for name, value in (("content-type", self.content_type), *self.headers):
-            if any(character in "\r\n\0" for character in name + value):
-                raise ValueError("a header field has a line break")
+        _encode_fields(self.content_type, self.headers)
 
 
 Handler = Callable[[Request], Response | Awaitable[Response]]
@@ -70,17 +67,33 @@ class HttpLimits:
 
 def encode_head(response: Response, *, length: int, date: bytes, close: bool) -> bytes:
     """Return the status line and header fields of a response, up to and with the empty line."""
-    lines = [
-        _STATUS_LINES.get(response.status) or b"HTTP/1.1 %d \r\n" % response.status,
-        b"date: ",
-        date,
-        b"\r\ncontent-type: ",
-        response.content_type.encode("latin-1"),
-        b"\r\n" if response.status == HTTPStatus.NO_CONTENT else b"\r\ncontent-length: %d\r\n" % length,
-    ]
-    lines += [f"{name}: {value}\r\n".encode("latin-1") for name, value in response.headers]
-    lines.append(b"connection: close\r\n\r\n" if close else b"\r\n")
-    return b"".join(lines)
+    media_type, fields = _encode_fields(response.content_type, response.headers)
+    return b"".join(
+        (
+            _STATUS_LINES.get(response.status) or b"HTTP/1.1 %d \r\n" % response.status,
+            b"date: ",
+            date,
+            b"\r\n",
+            media_type,
+            b"" if response.status == HTTPStatus.NO_CONTENT else b"content-length: %d\r\n" % length,
+            fields,
+            b"connection: close\r\n\r\n" if close else b"\r\n",
+        )
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _encode_fields(content_type: str, headers: tuple[tuple[str, str], ...]) -> tuple[bytes, bytes]:
+    """Return the lines of a door's content type and other fields; almost always the same few, so remembered.
+
+    Raises:
+        ValueError: a field could break out of its line, or is not Latin-1.
+    """
+    fields = (("content-type", content_type), *headers)
+    if any(character in "\r\n\0" for name, value in fields for character in name + value):
+        raise ValueError("a header field has a line break")
+    media_type, *others = (f"{name}: {value}\r\n".encode("latin-1") for name, value in fields)
+    return media_type, b"".join(others)
 
 
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
