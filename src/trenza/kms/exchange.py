@@ -8,10 +8,10 @@ until the leader's next offer shows which of the two the leader has (design deci
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+from collections import defaultdict, deque
 from dataclasses import dataclass, field
 
-from trenza.base.errors import StaleError
+from trenza.base.errors import RemoteProtocolError, StaleError
 from trenza.base.names import NodeId
 from trenza.base.secret import Secret
 from trenza.core.exchange import (
@@ -29,6 +29,9 @@ from trenza.kms import rows
 from trenza.kms.context import Context
 from trenza.kms.ports import Delete, Offer, Put, Sealed, Table
 from trenza.wire.peer import ExchangeAnswer, ExchangeOffer
+
+_REMEMBERED = 64
+"""Exchange IDs a follower remembers to have answered: an offer that arrives twice must not move the root again."""
 
 
 @dataclass(slots=True)
@@ -73,6 +76,7 @@ class Exchanges:
         self._ctx = ctx
         self._roots: dict[NodeId, Root] = {}
         self._answering: defaultdict[NodeId, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._answered: defaultdict[NodeId, deque[bytes]] = defaultdict(lambda: deque(maxlen=_REMEMBERED))
 
     async def load(self) -> None:
         """Read the roots that the last incarnation left."""
@@ -151,6 +155,7 @@ class Exchanges:
         Raises:
             StaleError: the leader's root is of a generation this node does not hold.
             AuthenticationError: the offer is not the leader's.
+            RemoteProtocolError: it was answered before.
         """
         async with self._answering[
             peer
@@ -160,12 +165,15 @@ class Exchanges:
     async def _answer(
         self, peer: NodeId, offer: ExchangeOffer, context: bytes, answer_context: bytes
     ) -> tuple[ExchangeAnswer, Agreed]:
+        if offer.exchange_id in self._answered[peer]:
+            raise RemoteProtocolError(f"node {peer} offers an exchange that was answered before")
         root = self._root_of_generation(peer, offer.root_generation)
         message = offer_message(
             peer, self._ctx.name, offer.exchange_id, offer.root_generation, offer.public, context=context
         )
         check_root_tag(root.secret, message, offer.root_tag)
         self._ctx.verifier.verify(peer, message, offer.signature)
+        self._answered[peer].append(offer.exchange_id)
         public, classical, pqc = self._ctx.agreement.answer(offer.public)
         reply = answer_message(message, public, context=answer_context)
         agreed = self._agreed(root, offer.exchange_id, ExchangeSecrets(classical, pqc), message, reply)

@@ -10,7 +10,14 @@ from __future__ import annotations
 import hmac
 from dataclasses import dataclass, field
 
-from trenza.base.errors import AuthenticationError, NotEnoughKeyError, RemoteProtocolError, TrenzaError
+from trenza.base.errors import (
+    AuthenticationError,
+    NotEnoughKeyError,
+    RefusedError,
+    RemoteProtocolError,
+    StaleError,
+    TrenzaError,
+)
 from trenza.base.names import NodeId
 from trenza.base.secret import Secret
 from trenza.core.exchange import SCHEME, strand_blocks
@@ -68,6 +75,7 @@ class Fill:
         self._relays = relays
         self._levels = levels
         self._pending: dict[bytes, _Pending] = {}
+        self._making: set[bytes] = set()  # segments this node leads that are not finished
         self._issued: dict[tuple[NodeId, bool], _Rate] = {}
 
     # --- what is wanted
@@ -164,6 +172,7 @@ class Fill:
         ctx = self._ctx
         segment = bytes(ctx.entropy.token(16))
         session = ctx.session(peer)
+        self._making.add(segment)
         carried: Carried | None = None
         agreed: Agreed | None = None
         try:
@@ -177,11 +186,16 @@ class Fill:
             await self._drop(peer, segment)
             raise
         finally:
+            self._making.discard(segment)
             if agreed is not None:
                 agreed.wipe()
             if carried is not None:
                 carried.strand.wipe()
         return slots
+
+    def is_making(self, segment: bytes) -> bool:
+        """Tell whether this node is about to hold a segment that its follower may hold already."""
+        return segment in self._making
 
     def _plan(self, peer: NodeId, want: Want) -> tuple[int, Route | None]:
         """Return how many slots to make, and over which path."""
@@ -198,12 +212,24 @@ class Fill:
         raise NotEnoughKeyError(f"no path to node {peer} has {settings.segment_min} units of link key now")
 
     async def _exchange(self, peer: NodeId, session: bytes, segment: bytes) -> Agreed:
+        """Run the joint exchange for a segment.
+
+        Raises:
+            StaleError: the two ends hold different roots, as after an offer that overtook another; only the hello of
+                a new session can set that right.
+        """
         offer, begun = self._exchanges.begin(peer, context=session + segment)
         message = SegmentOffer(session, segment, offer)
-        answer = await self._ctx.peers.call(peer, message, timeout=self._ctx.settings.call_timeout)
-        if not isinstance(answer, SegmentAnswer):
-            raise RemoteProtocolError(f"node {peer} answered a segment offer with {type(answer).__name__}")
-        return await self._exchanges.finish(peer, begun, answer.exchange, context=b"")
+        try:
+            answer = await self._ctx.peers.call(peer, message, timeout=self._ctx.settings.call_timeout)
+            if not isinstance(answer, SegmentAnswer):
+                raise RemoteProtocolError(f"node {peer} answered a segment offer with {type(answer).__name__}")
+            return await self._exchanges.finish(peer, begun, answer.exchange, context=b"")
+        except RemoteProtocolError as error:
+            code = error.remote_code if isinstance(error, RefusedError) else error.code
+            if code in {AuthenticationError.code, StaleError.code}:
+                raise StaleError(f"this node and node {peer} are out of step: {error.message}") from error
+            raise
 
     def _record(
         self, peer: NodeId, want: Want, segment: bytes, slots: int, agreed: Agreed, hops: tuple[HopRecord, ...]

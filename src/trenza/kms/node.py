@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable, Hashable
 from functools import partial
 
 from trenza.base.errors import (
-    NotEnoughKeyError,
     RefusedError,
     RemoteProtocolError,
     StaleError,
@@ -285,8 +284,11 @@ class Node:
             answer = await ctx.peers.call(peer, request, timeout=ctx.settings.call_timeout)
             if not isinstance(answer, WindowAnswer):
                 raise RemoteProtocolError(f"node {peer} answered a window request with {type(answer).__name__}")
+            if not answer.grants:
+                await self.pools.write_off_ungrantable(peer, full=full)
             for segment in await self.pools.accept(peer, answer.grants):
-                await ctx.peers.call(peer, SegmentDrop(segment), timeout=ctx.settings.call_timeout)
+                if not self.fill.is_making(segment):
+                    await ctx.peers.call(peer, SegmentDrop(segment), timeout=ctx.settings.call_timeout)
 
     async def _lead(self, peer: NodeId, *, fills: bool) -> bool:
         """Open the session when there is none, and fill what is wanted; one exchange at a time."""
@@ -301,7 +303,10 @@ class Node:
         for want in self.fill.wants(peer):
             try:
                 filled = await self.fill.fill(peer, want) > 0 or filled
-            except NotEnoughKeyError as error:
+            except StaleError:  # only a new hello brings the roots of the two nodes together again
+                self.sessions.end(peer)
+                raise
+            except TrenzaError as error:  # what one want lacks, such as a path, another may not need
                 self.troubles[f"fill {peer}"] = error.message
             else:
                 self.troubles.pop(f"fill {peer}", None)

@@ -291,6 +291,24 @@ class Pools:
                 raise RemoteProtocolError(f"node {peer}: {error}") from None
         return unknown
 
+    async def write_off_ungrantable(self, peer: NodeId, *, full: bool) -> None:
+        """Count no longer as stock what the peer, asked for windows, does not grant: it lost a grant or the segment.
+
+        A segment that is as young as a call may last can still be under way.
+        """
+        patience = 2 * nanoseconds(self._ctx.settings.call_timeout)
+        oldest = self._ctx.clock.now() - patience
+        changes: list[Change] = []
+        for segment in self.pair(peer).segments.values():
+            record = segment.facts.record
+            mine = record.issuer == self._ctx.name and segment.facts.full is full
+            if mine and segment.ungranted and record.created < oldest:
+                self._ctx.counters["slots_ungrantable"] += segment.ungranted
+                segment.granted = record.slots
+                changes.append(self._segment_row(segment))
+        if changes:
+            await self._ctx.store.commit(changes)
+
     def issuer_row(self, peer: NodeId, window: IssuerWindow) -> Put:
         """Return the change that makes it durable how far `window` has been taken."""
         row = rows.IssuerWindowRow(window.facts.record.segment, window.first, window.count, window.next)
