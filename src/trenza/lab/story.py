@@ -287,7 +287,9 @@ class Story:
                 keys = await self.client.issue(caller, IssueRequest(target, tls_group="lab"))
                 got = await self.client.fetch(target, caller, [key.key_id for key in keys]) if keys else []
                 if len(got) != 1:
-                    broken.append(f"{caller} to {target}: {len(keys)} issued and {len(got)} fetched although all is well")
+                    broken.append(
+                        f"{caller} to {target}: {len(keys)} issued and {len(got)} fetched although all is well"
+                    )
         return broken
 
     def _troubles(self) -> str:
