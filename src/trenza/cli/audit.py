@@ -1,0 +1,134 @@
+"""`trenza audit` and `trenza ledger export`: was anything of a node's ledger deleted, reordered or altered?"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from trenza.app.config import load_node_config
+from trenza.app.state_directory import file_name
+from trenza.base.errors import AuthenticationError, InvalidRequestError, TrenzaError
+from trenza.base.names import NodeId
+from trenza.cli.doors import Doors
+from trenza.cli.ledgers import Export, Verdict, audited, fetch_ledger, public_key_in, read_export
+from trenza.cli.options import json_option, network_options, state_dir_option
+from trenza.cli.output import console, show_json, table
+from trenza.cli.state import RunningNetwork, the_network, write_whole
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.argument("node", required=False)
+@click.option("--file", type=_FILE, help="A ledger that `trenza ledger export` took away; needs no network.")
+@click.option("--certificate", type=_FILE, help="The certificate of the node whose ledger the file is (PEM).")
+@click.option("--network", "network_name", metavar="NAME", help="Which network, where several run.")
+@state_dir_option
+@json_option
+def audit(
+    node: str | None,
+    file: Path | None,
+    certificate: Path | None,
+    network_name: str | None,
+    state_dir: Path | None,
+    as_json: bool,
+) -> None:
+    """Check that no ledger entry was deleted or altered.
+
+    Fetches the ledgers (all of the network, or that of NODE) and checks here that each entry follows the one before
+    it and that the ledger passes through every checkpoint that the node signed.
+    """
+    if file is not None:
+        if certificate is None:
+            raise click.UsageError("--file needs --certificate: the key that vouches must come from elsewhere.")
+        verdicts: dict[NodeId, Verdict | TrenzaError] = {}
+        export = read_export(file)
+        verdicts[export.node] = _judged(export, certificate)
+    else:
+        verdicts = asyncio.run(_audit(the_network(network_name, state_dir), node))
+    if as_json:
+        show_json({"nodes": {name: _document(verdict) for name, verdict in verdicts.items()}})
+    else:
+        _show(verdicts)
+    failed = [name for name, verdict in verdicts.items() if isinstance(verdict, TrenzaError)]
+    if failed:
+        raise AuthenticationError(f"the audit failed for {', '.join(failed)}: keep these ledgers as evidence")
+
+
+@click.group()
+def ledger() -> None:
+    """Take a node's ledger away."""
+
+
+@ledger.command()
+@click.argument("node")
+@click.argument("file", type=_FILE)
+@network_options
+@json_option
+def export(node: str, file: Path, network: RunningNetwork, as_json: bool) -> None:
+    """Write the ledger of NODE and its checkpoints to FILE, for `trenza audit --file`."""
+    if file.exists():
+        raise InvalidRequestError(f"{file} exists already: evidence is not overwritten, choose another name")
+
+    async def fetch() -> Export:
+        async with Doors(network.ready()) as doors:
+            return await fetch_ledger(doors, doors.check(node))
+
+    taken = asyncio.run(fetch())
+    write_whole(file, msgspec.json.encode(taken))
+    if as_json:
+        show_json({"node": node, "entries": len(taken.entries), "file": str(file)})
+    else:
+        click.echo(f"{len(taken.entries)} entries of {node}: {file}")
+
+
+async def _audit(network: RunningNetwork, node: str | None) -> dict[NodeId, Verdict | TrenzaError]:
+    async with Doors(network.ready()) as doors:
+        nodes = doors.nodes if node is None else [doors.check(node)]
+
+        async def one(name: NodeId) -> Verdict | TrenzaError:
+            try:
+                return _judged(await fetch_ledger(doors, name), certificate_of(network, name))
+            except TrenzaError as error:
+                return error
+
+        return dict(zip(nodes, await asyncio.gather(*map(one, nodes)), strict=True))
+
+
+def certificate_of(network: RunningNetwork, node: NodeId) -> Path:
+    """Return the file of the certificate with which a node of this machine signs."""
+    return load_node_config(network.state / "nodes" / file_name(node) / "config.toml").peers.certificate
+
+
+def _judged(export: Export, certificate: Path) -> Verdict | TrenzaError:
+    try:
+        return audited(export, public_key_in(certificate))
+    except TrenzaError as error:
+        return error
+
+
+def _document(verdict: Verdict | TrenzaError) -> dict[str, Any]:
+    if isinstance(verdict, TrenzaError):
+        return {"whole": False, "error": verdict.code, "message": verdict.message}
+    return {
+        "whole": True,
+        "entries": verdict.entries,
+        "checkpoints": verdict.checkpoints,
+        "vouched": verdict.vouched,
+        "vouched_at": verdict.vouched_at.isoformat() if verdict.vouched_at else None,
+    }
+
+
+def _show(verdicts: dict[NodeId, Verdict | TrenzaError]) -> None:
+    rows: list[tuple[object, ...]] = []
+    for name, verdict in verdicts.items():
+        if isinstance(verdict, TrenzaError):
+            rows.append((name, "NO", "", "", "", verdict.message))
+            continue
+        until = f"until {verdict.vouched_at:%Y-%m-%d %H:%M:%S}Z" if verdict.vouched_at else "not yet"
+        rows.append((name, "yes", verdict.entries, verdict.checkpoints, verdict.vouched, until))
+    console().print(table(("node", "whole", "entries ", "checkpoints ", "vouched for ", "signed"), rows))

@@ -1,0 +1,70 @@
+"""`trenza ps` and `trenza down`: the networks that run on this machine, and stopping one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any, Final
+
+import click
+
+from trenza.base.errors import UnavailableError
+from trenza.cli.options import json_option, state_dir_option
+from trenza.cli.output import console, show_json, table
+from trenza.cli.state import RunningNetwork, running_in, running_networks, the_network
+
+_PAUSE_S: Final = 0.1
+
+
+@click.command()
+@json_option
+def ps(as_json: bool) -> None:
+    """List the networks that run on this machine."""
+    found = [_row(network) for network in running_networks()]
+    if as_json:
+        show_json({"networks": found})
+        return
+    if not found:
+        click.echo("No network runs on this machine. Start one with: trenza up two-nodes")
+        return
+    columns = ("name", "state", "nodes ", "pid ", "since", "directory")
+    console().print(table(columns, [[one[column.strip()] for column in columns] for one in found]))
+
+
+@click.command()
+@click.argument("name", required=False)
+@state_dir_option
+@click.option("--timeout", type=click.FloatRange(0), default=30.0, show_default=True, metavar="SECONDS")
+@json_option
+def down(name: str | None, state_dir: Any, timeout: float, as_json: bool) -> None:
+    """Stop a network that `trenza up` started, and wait until it has.
+
+    Its files stay where they are. NAME may be left out where only one network runs.
+    """
+    network = the_network(name, state_dir)
+    os.kill(network.pid, signal.SIGTERM)
+    deadline = time.monotonic() + timeout
+    while running_in(network.state) is not None:
+        if time.monotonic() > deadline:
+            raise UnavailableError(
+                f"network {network.name} (process {network.pid}) still runs after {timeout:g} s: "
+                f"look at what it prints, or end it with `kill -9 {network.pid}`"
+            )
+        time.sleep(_PAUSE_S)
+    if as_json:
+        show_json({"name": network.name, "pid": network.pid, "stopped": True})
+    else:
+        click.echo(f"Network {network.name} stopped.")
+
+
+def _row(network: RunningNetwork) -> dict[str, Any]:
+    ready = network.is_ready
+    return {
+        "name": network.name,
+        "state": "ready" if ready else "starting",
+        "nodes": len(network.ready().nodes) if ready else 0,
+        "pid": network.pid,
+        "since": network.since.isoformat(timespec="seconds"),
+        "directory": str(network.state),
+    }

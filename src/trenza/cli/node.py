@@ -1,0 +1,146 @@
+"""`trenza node` and `trenza devices`: one part of a network alone in this process, as on a real site.
+
+SIGTERM or Ctrl-C stops it in good order, a second one ends it. SIGHUP reads a node's configuration anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from trenza.app.build import RunningNode, build_node
+from trenza.app.config import load_device_host_config, load_node_config
+from trenza.app.devices import build_devices
+from trenza.app.process import forbid_core_dumps, loop_factory, raise_file_limit
+from trenza.base.errors import TrenzaError, UnavailableError
+from trenza.base.names import NodeId
+from trenza.cli.doors import Doors
+from trenza.cli.options import json_option, network_options
+from trenza.cli.output import show_json
+from trenza.cli.signals import stop_on_signals
+from trenza.cli.state import RunningNetwork
+from trenza.wire.management import Reloaded
+
+_FILES: Final = 8_192
+_CONFIG = click.option(
+    "--config",
+    "config_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="What it is told at its start (TOML).",
+)
+_LOG = logging.getLogger("trenza")
+
+
+@click.group(invoke_without_command=True)
+@_CONFIG
+@click.pass_context
+def node(ctx: click.Context, config_file: Path | None) -> None:
+    """Run one node from its configuration.
+
+    Everything the node says goes to the error stream, one line per event.
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    if config_file is None:
+        raise click.UsageError("Missing option '--config': the file that says what this node is.", ctx)
+    _serve(lambda: _run_node(config_file))
+
+
+@node.command()
+@click.argument("node", required=False)
+@network_options
+@json_option
+def reload(node: str | None, network: RunningNetwork, as_json: bool) -> None:
+    """Let NODE (or every node) read its configuration anew: links, certificates, settings, policy book."""
+
+    async def ask() -> dict[NodeId, Reloaded | TrenzaError]:
+        async with Doors(network.ready()) as doors:
+            nodes = None if node is None else [doors.check(node)]
+            return await doors.ask_all("/v1/reload", Reloaded, nodes=nodes, method="POST")
+
+    answers = asyncio.run(ask())
+    for answer in answers.values():
+        if isinstance(answer, TrenzaError):
+            raise answer
+    changed = {name: answer.changed for name, answer in answers.items() if isinstance(answer, Reloaded)}
+    if as_json:
+        show_json({"nodes": changed})
+        return
+    for name, what in changed.items():
+        click.echo(f"{name}: {', '.join(what) or 'nothing changed'}")
+
+
+@click.command()
+@_CONFIG
+def devices(config_file: Path | None) -> None:
+    """Run emulated QKD devices from their configuration."""
+    if config_file is None:
+        raise click.UsageError("Missing option '--config': the file that says which devices.")
+    _serve(lambda: _run_devices(config_file))
+
+
+def _serve(story: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    forbid_core_dumps()
+    raise_file_limit(_FILES)
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        try:
+            runner.run(story())
+        except OSError as error:
+            raise UnavailableError(f"the operating system refused: {error}") from error
+
+
+async def _run_node(file: Path) -> None:
+    stop = asyncio.Event()
+    stop_on_signals(stop)
+    running = await build_node(load_node_config(file), source=file)
+    try:
+        await running.start()
+        reloads = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloads.set)
+        _LOG.info("node %s is open", running.name)
+        await _first_of(running.serve_forever(), _reload_when(reloads, running), stop.wait())
+    finally:
+        _LOG.info("node %s stops", running.name)
+        await running.stop()
+
+
+async def _run_devices(file: Path) -> None:
+    stop = asyncio.Event()
+    stop_on_signals(stop)
+    host = await build_devices(load_device_host_config(file))
+    try:
+        _LOG.info("%d pairs of emulated devices are open", len(host.pairs))
+        await stop.wait()
+    finally:
+        await host.stop()
+
+
+async def _reload_when(asked: asyncio.Event, running: RunningNode) -> None:
+    while True:
+        await asked.wait()
+        asked.clear()
+        try:
+            _LOG.info("reloaded: %s", ", ".join(await running.reload()))
+        except TrenzaError as error:
+            _LOG.error("not reloaded: %s", error.message)
+
+
+async def _first_of(*stories: Coroutine[Any, Any, Any]) -> None:
+    """Return when one of them ends, with its error if it failed; the others are cancelled."""
+    tasks = [asyncio.ensure_future(story) for story in stories]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

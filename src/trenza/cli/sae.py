@@ -1,0 +1,158 @@
+"""`trenza sae`: add an application to a demo network, or take one away, while everything runs.
+
+Uses what only a demo keeps in one place: the application CA's key and the key officer's. On a real network the
+officer edits and signs the book (`trenza book`), and the applications' own PKI issues the certificate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import msgspec
+
+from trenza.app.pki import CertificateAuthority, sae_uri
+from trenza.app.state_directory import file_name
+from trenza.base.errors import InvalidDocumentError, InvalidRequestError
+from trenza.base.names import NodeId, SaeId, is_name
+from trenza.cli.book import BOOK_FILE, install_everywhere, read_book, signed_by
+from trenza.cli.options import json_option, network_options
+from trenza.cli.output import show_json
+from trenza.cli.state import READY_FILE, RunningNetwork, write_whole
+from trenza.core.policy import Book, Rule, SaeEntry
+
+AUTHORITY: Final = ("pki/application-ca.pem", "pki/application-ca.key")
+OFFICER_KEY: Final = "officer.key"
+
+
+@click.group()
+def sae() -> None:
+    """Add and remove applications of a demo network."""
+
+
+@sae.command()
+@click.argument("name")
+@click.option("--node", required=True, metavar="NODE", help="The node that serves it.")
+@click.option("--with", "partners", required=True, multiple=True, metavar="SAE", help="With whom it may share keys.")
+@click.option("--policy", metavar="NAME", help="Under which policy.  [default: the book's first]")
+@network_options
+@json_option
+def new(
+    name: str, node: str, partners: tuple[str, ...], policy: str | None, network: RunningNetwork, as_json: bool
+) -> None:
+    """Add an application: its certificate, its entry in the policy book, its rules.
+
+    Nothing restarts. `trenza key get --from NAME --to SAE` works as soon as the nodes have filled its pool.
+    """
+    before = read_book(network.state / BOOK_FILE)
+    after = with_sae(before, SaeId(name), NodeId(node), [SaeId(one) for one in partners], policy)
+    files = _issue(network.state, SaeId(name))
+    version = install_everywhere(network, signed_by(network.state / OFFICER_KEY, after))
+    document = _ready_document(network)
+    document["saes"][name] = {"node": node, **{key: str(path) for key, path in files.items()}}
+    _write_ready(network, document)
+    if as_json:
+        show_json({"sae": name, "book_version": version, **document["saes"][name]})
+        return
+    click.echo(f"{name} is an application of node {node}, since version {version} of the policy book.")
+    click.echo(f"Its certificate: {files['certificate']}")
+    click.echo(f"Its first key: trenza key get --from {name} --to {partners[0]}")
+
+
+@sae.command()
+@click.argument("name")
+@network_options
+@json_option
+def revoke(name: str, network: RunningNetwork, as_json: bool) -> None:
+    """Take an application away: its rules, its entry, and its certificate's validity."""
+    document = _ready_document(network)
+    told = document["saes"].get(name)
+    certificate = Path(told["certificate"]) if told else None
+    after = without_sae(read_book(network.state / BOOK_FILE), SaeId(name), certificate)
+    version = install_everywhere(network, signed_by(network.state / OFFICER_KEY, after))
+    document["saes"].pop(name, None)
+    _write_ready(network, document)
+    if as_json:
+        show_json({"sae": name, "book_version": version, "revoked": True})
+    else:
+        click.echo(f"{name} shares no more keys, since version {version} of the policy book.")
+
+
+def with_sae(book: Book, name: SaeId, node: NodeId, partners: Iterable[SaeId], policy: str | None) -> Book:
+    """Return the next version of the book, with an application more.
+
+    Raises:
+        InvalidRequestError: the name is taken or is none.
+    """
+    if not is_name(name):
+        raise InvalidRequestError(f"{name!r} is not a name: 1 to 64 characters of RFC 3986")
+    if name in book.sae_by_name:
+        raise InvalidRequestError(f"the policy book has an application {name} already: choose another name")
+    if not book.policies:
+        raise InvalidRequestError("the policy book has no policy: add one first (trenza book --help)")
+    chosen = policy or book.policies[0].name
+    return msgspec.structs.replace(
+        book,
+        version=book.version + 1,
+        saes=(*book.saes, SaeEntry(name, node)),
+        rules=(*book.rules, *(Rule((name, partner), chosen) for partner in dict.fromkeys(partners))),
+    )
+
+
+def without_sae(book: Book, name: SaeId, certificate: Path | None) -> Book:
+    """Return the next version of the book, without an application; its certificate is refused from then on.
+
+    Raises:
+        InvalidRequestError: the book has no such application.
+    """
+    if name not in book.sae_by_name:
+        raise InvalidRequestError(f"no application is called {name}; there are {', '.join(sorted(book.sae_by_name))}")
+    revoked = book.revoked if certificate is None else (*book.revoked, _fingerprint(certificate))
+    return msgspec.structs.replace(
+        book,
+        version=book.version + 1,
+        saes=tuple(one for one in book.saes if one.name != name),
+        rules=tuple(rule for rule in book.rules if name not in rule.between),
+        revoked=tuple(dict.fromkeys(revoked)),
+    )
+
+
+def _fingerprint(certificate: Path) -> str:
+    from cryptography import x509
+
+    from trenza.net.tls import fingerprint_of
+
+    try:
+        return fingerprint_of(x509.load_pem_x509_certificate(certificate.read_bytes()))
+    except (OSError, ValueError) as error:
+        raise InvalidDocumentError(f"the certificate {certificate}", (str(error),)) from None
+
+
+def _issue(state: Path, name: SaeId) -> dict[str, Path]:
+    certificate, key = (state / file for file in AUTHORITY)
+    try:
+        authority = CertificateAuthority.load(certificate, key)
+    except (OSError, ValueError) as error:
+        raise InvalidDocumentError("the application CA of this network", (str(error),)) from None
+    folder = state / "pki" / "saes"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    stem = file_name(name)
+    issued = {"certificate": folder / f"{stem}.pem", "private_key": folder / f"{stem}.key", "ca": certificate}
+    for file in (issued["certificate"], issued["private_key"]):
+        file.unlink(missing_ok=True)  # of an application of that name that the book no longer has
+    authority.issue(name, uris=[sae_uri(name)], server=False).save(issued["certificate"], issued["private_key"])
+    return issued
+
+
+def _ready_document(network: RunningNetwork) -> dict[str, Any]:
+    """Return the whole document: what others added to it stays."""
+    network.ready()
+    document = msgspec.json.decode((network.state / READY_FILE).read_bytes())
+    assert isinstance(document, dict)
+    return document
+
+
+def _write_ready(network: RunningNetwork, document: dict[str, Any]) -> None:
+    write_whole(network.state / READY_FILE, msgspec.json.format(msgspec.json.encode(document), indent=2))

@@ -1,0 +1,178 @@
+"""Which networks run on this machine, and where their doors and files are.
+
+Reads the state directories that `trenza up` keeps (one per network, with `network.pid` and `ready.json`); the
+`nodes` and `saes` of `ready.json` are the public contract by which any program finds its way.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from trenza.base.errors import InvalidDocumentError, InvalidRequestError, UnavailableError
+from trenza.base.names import NodeId, SaeId
+
+PID_FILE = "network.pid"
+READY_FILE = "ready.json"
+
+
+class NodeDoors(msgspec.Struct, frozen=True):
+    """Where a node answers."""
+
+    etsi014: str
+    management: str
+
+
+class Files(msgspec.Struct, frozen=True):
+    """Who somebody is: PEM files."""
+
+    certificate: Path
+    private_key: Path
+    ca: Path
+
+
+class SaeFiles(msgspec.Struct, frozen=True):
+    """An application: its node and who it is."""
+
+    node: NodeId
+    certificate: Path
+    private_key: Path
+    ca: Path
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """`ready.json`: where everything of a network is, once all of it is ready."""
+
+    nodes: dict[NodeId, NodeDoors]
+    saes: dict[SaeId, SaeFiles]
+    operator: Files
+    scenario: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RunningNetwork:
+    """A network whose process lives."""
+
+    name: str
+    state: Path
+    pid: int
+    since: datetime
+
+    @property
+    def is_ready(self) -> bool:
+        return (self.state / READY_FILE).is_file()
+
+    def ready(self) -> Ready:
+        """Return where its doors and files are.
+
+        Raises:
+            UnavailableError: it is still starting.
+        """
+        return read_ready(self.state / READY_FILE)
+
+
+def state_home() -> Path:
+    """Return the directory of the state directories (XDG Base Directory Specification)."""
+    told = os.environ.get("XDG_STATE_HOME", "")
+    home = Path(told) if told.startswith("/") else Path.home() / ".local" / "state"
+    return home / "trenza"
+
+
+def running_networks() -> list[RunningNetwork]:
+    """Return the networks of this user that run, by name."""
+    home = state_home()
+    if not home.is_dir():
+        return []
+    found = (running_in(folder) for folder in sorted(home.iterdir()) if folder.is_dir())
+    return [network for network in found if network is not None]
+
+
+def running_in(state: Path) -> RunningNetwork | None:
+    """Return the network of a state directory, or None where none runs."""
+    file = state / PID_FILE
+    pid = pid_in(file)
+    if pid is None or not is_locked(file):
+        return None
+    since = datetime.fromtimestamp(file.stat().st_mtime, UTC)
+    return RunningNetwork(state.name, state, pid, since)
+
+
+def pid_in(file: Path) -> int | None:
+    """Return the process that a file names; None where there is no file or it names none."""
+    try:
+        return int(file.read_text(encoding="ascii").split()[0])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def is_locked(file: Path) -> bool:
+    """Tell whether a network holds its file: a number alone may by now be somebody else's process."""
+    try:
+        with file.open("rb") as opened:
+            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False  # no file, or not ours to look at
+    return False
+
+
+def the_network(name: str | None, state: Path | None) -> RunningNetwork:
+    """Return the network that is meant: the named one, or the only one.
+
+    Raises:
+        UnavailableError: it does not run.
+        InvalidRequestError: several run and none was named.
+    """
+    if state is not None:
+        network = running_in(state)
+        if network is None:
+            raise UnavailableError(
+                f"no network runs in {state}: start it with `trenza up SCENARIO --state-dir {state}`"
+            )
+        return network
+    running = running_networks()
+    if name is not None:
+        for network in running:
+            if network.name == name:
+                return network
+        others = ", ".join(network.name for network in running) or "none"
+        raise UnavailableError(f"network {name} does not run (running: {others}): start it with `trenza up {name}`")
+    if not running:
+        raise UnavailableError("no network runs on this machine: start one with `trenza up two-nodes`")
+    if len(running) > 1:
+        names = ", ".join(network.name for network in running)
+        raise InvalidRequestError(f"several networks run ({names}): say which with --network NAME")
+    return running[0]
+
+
+def read_ready(file: Path) -> Ready:
+    """Read a ready document.
+
+    Raises:
+        UnavailableError: there is none yet.
+        InvalidDocumentError: it is not one.
+    """
+    try:
+        text = file.read_bytes()
+    except FileNotFoundError:
+        raise UnavailableError(f"the network is still starting: {file} is written when it is ready") from None
+    try:
+        return msgspec.json.decode(text, type=Ready, dec_hook=lambda kind, value: kind(value))
+    except msgspec.DecodeError as error:
+        raise InvalidDocumentError(str(file), (str(error),)) from None
+
+
+def write_whole(file: Path, text: bytes) -> None:
+    """Write a file so that whoever finds it finds all of it."""
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        draft.write_bytes(text)
+        draft.replace(file)
+    finally:
+        draft.unlink(missing_ok=True)

@@ -1,0 +1,109 @@
+"""`trenza up`: a whole emulated network in this process, until Ctrl-C.
+
+Starts what the scenario says, prints the two `curl` lines with which an application gets its first key, and shows
+the network as it lives. The first Ctrl-C or SIGTERM stops it in good order (exit status 0), the second ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import msgspec
+
+from trenza.app.network import Network
+from trenza.app.process import loop_factory
+from trenza.app.scenario import Scenario, load_scenario
+from trenza.cli.first_key import first_key_lines
+from trenza.cli.options import state_dir_option
+from trenza.cli.screen import Screen, screen_for
+from trenza.cli.signals import stop_on_signals
+from trenza.cli.state import state_home, write_whole
+
+_UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+@click.command()
+@click.argument("scenario")
+@click.option(
+    "--ready-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write where everything is to this file, once all of it is ready.",
+)
+@state_dir_option
+@click.option("--live/--no-live", default=None, help="Show the network as it lives.  [default: on a terminal]")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+def up(scenario: str, ready_file: Path | None, state_dir: Path | None, live: bool | None, quiet: bool) -> None:
+    """Start a whole emulated network, and keep it until Ctrl-C.
+
+    SCENARIO is a file, or the name of one that comes with Trenza (`trenza scenario list`). Every start begins with
+    new keys and certificates. Each message between nodes, devices and applications crosses a mutually authenticated
+    TLS connection, so what you try here is what runs on real sites.
+    """
+    found = load_scenario(scenario)
+    state = (state_dir or state_home() / directory_name(found.name)).absolute()
+    if ready_file is not None:
+        ready_file.unlink(missing_ok=True)  # of an earlier run: whoever waits for it must not find that one
+    start = _Start(found, state, ready_file, screen_for(live=live, quiet=quiet))
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(start.run())
+
+
+def directory_name(scenario: str) -> str:
+    """Return the name of a scenario's state directory."""
+    return _UNSAFE.sub("-", scenario).strip(".-") or "network"
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """One life of a network."""
+
+    scenario: Scenario
+    state: Path
+    ready_file: Path | None
+    screen: Screen
+
+    async def run(self) -> None:
+        stop = asyncio.Event()
+        stop_on_signals(stop)
+        network = await self._started(stop)
+        if network is None:
+            return
+        try:
+            document = network.ready_document()
+            self._tell(document)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(network.run(stop))
+                group.create_task(self.screen.watch(network.view, stop))
+        finally:
+            self.screen.say("stopping")
+            await network.stop()
+            if self.ready_file is not None:
+                self.ready_file.unlink(missing_ok=True)
+        self.screen.say("stopped")
+
+    async def _started(self, stop: asyncio.Event) -> Network | None:
+        """Return the network when it is ready; None where it was stopped before."""
+        starting = asyncio.create_task(Network.start(self.scenario, state=self.state, progress=self.screen.progress))
+        stopping = asyncio.create_task(stop.wait())
+        with self.screen.starting(self.scenario.title):
+            await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not starting.done():
+                starting.cancel()
+            stopping.cancel()
+            await asyncio.gather(starting, stopping, return_exceptions=True)
+        return None if starting.cancelled() else starting.result()
+
+    def _tell(self, document: dict[str, Any]) -> None:
+        if self.ready_file is not None:
+            write_whole(self.ready_file, msgspec.json.encode(document))
+        self.screen.say(
+            f"ready: {len(self.scenario.nodes)} nodes, {len(self.scenario.links)} links; files in {self.state}"
+        )
+        lines = first_key_lines(self.scenario, document)
+        if lines is not None:
+            self.screen.paste(lines)

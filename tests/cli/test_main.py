@@ -1,0 +1,102 @@
+"""What people read when they ask for help, and when they are not understood."""
+
+import json
+import subprocess
+import sys
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from trenza.base.errors import UnavailableError
+from trenza.cli import main as main_module
+from trenza.cli.main import COMMANDS, Entry, main
+
+HELP = """
+import sys
+from trenza.cli.main import main
+try:
+    main(["--help"])
+finally:
+    print(len([name for name in sys.modules if name.startswith("trenza.cli.")]), "cryptography" in sys.modules)
+"""
+
+
+def run(*words):
+    return CliRunner().invoke(main, words)
+
+
+def test_help_names_every_command_and_needs_none_of_their_modules():
+    told = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=True).stdout
+    assert all(name in told for name in COMMANDS)
+    assert told.endswith("2 False\n")  # trenza.cli.main and trenza.cli.output, and nothing that is slow to import
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_says_what_each_says_of_itself(name):
+    command = main.get_command(click.Context(main), name)
+    assert command.get_short_help_str(limit=200).rstrip(".") == COMMANDS[name].help.rstrip(".")
+
+
+def test_a_misspelt_command_is_answered_with_the_one_that_was_meant():
+    result = run("stauts")
+    assert result.exit_code == 2
+    assert "Did you mean 'status'?" in result.stderr
+
+
+def test_the_version_is_told():
+    assert run("--version").stdout.startswith("trenza 0.")
+
+
+def test_usage_errors_are_json_where_json_was_asked_for():
+    result = run("ps", "--nonsense", "--json")
+    assert result.exit_code == 2
+    assert json.loads(result.stderr)["error"] == "usage"
+    assert result.stdout == ""
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    @click.command()
+    @click.option("--json", is_flag=True)
+    def ps(**_):
+        raise UnavailableError("the door is closed: open it\x1b[31m")
+
+    module = type(sys)("trenza.cli.failing")
+    module.ps = ps
+    monkeypatch.setitem(sys.modules, "trenza.cli.failing", module)
+    monkeypatch.setitem(main_module.COMMANDS, "ps", Entry("failing", ""))
+
+
+def test_a_failure_is_one_sentence_without_a_traceback(failing):
+    result = run("ps")
+    assert result.exit_code == 1
+    assert result.stderr == "Error: the door is closed: open it[31m\n"  # and moves no terminal's cursor
+
+
+def test_a_failure_is_one_json_document_where_json_was_asked_for(failing):
+    result = run("ps", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stderr)["error"] == "unavailable"
+    assert result.stdout == ""
+
+
+def test_debug_shows_where_a_failure_comes_from(failing):
+    assert "Traceback" in run("--debug", "ps").stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_each_shell_gets_its_completion_script(shell):
+    result = run("completion", shell)
+    assert result.exit_code == 0
+    assert "_TRENZA_COMPLETE" in result.stdout
+
+
+def test_completion_offers_commands():
+    result = CliRunner().invoke(
+        main,
+        [],
+        env={"_TRENZA_COMPLETE": "bash_complete", "COMP_WORDS": "trenza s", "COMP_CWORD": "1"},
+        prog_name="trenza",
+    )
+    assert result.stdout.split() == ["plain,status", "plain,sae", "plain,scenario"]

@@ -1,0 +1,45 @@
+"""What the nodes say of themselves, on one page."""
+
+import json
+
+from tests.cli.statements import node_status
+
+from trenza.net.http import Response
+
+
+def both_answer(network):
+    network.answers[("Alice", "/v1/status")] = node_status("Alice", "Bob")
+    network.answers[("Bob", "/v1/status")] = node_status("Bob", "Alice")
+
+
+def test_nodes_pools_links_and_troubles_are_shown(network):
+    both_answer(network)
+    told = network.run("status").stdout
+    for part in ("Alice - Bob", "2048", "2.1%", "12.3 kbit/s", "2 Mbit", "running", "not enough link key"):
+        assert part in told
+
+
+def test_a_pool_is_shown_once_as_its_issuer_sees_it(network):
+    both_answer(network)
+    told = network.run("status").stdout
+    assert told.count("Alice - Bob") == 2  # one for each direction
+    assert "1024" not in told  # what the peer believed
+
+
+def test_one_node_is_shown_with_its_connections_and_counters(network):
+    both_answer(network)
+    told = network.run("status", "Bob").stdout
+    assert "X25519MLKEM768: 3" in told
+    assert "keys_delivered" in told
+    assert [asked[0] for asked in network.asked] == ["Bob"]
+
+
+def test_a_node_that_does_not_answer_spoils_nothing_but_the_exit_status(network):
+    network.answers[("Alice", "/v1/status")] = node_status("Alice", "Bob")
+    network.answers[("Bob", "/v1/status")] = Response(200, b"<html>")
+    result = network.run("status", "--json")
+    assert result.exit_code == 1
+    nodes = json.loads(result.stdout)["nodes"]
+    assert nodes["Alice"]["ledger"]["sequence"] == 42
+    assert nodes["Bob"]["error"] == "remote-protocol"
+    assert "Bob" in json.loads(result.stderr)["message"]
