@@ -13,10 +13,12 @@ from typing import Annotated
 import msgspec
 
 from trenza.base.names import LinkId, NodeId, SaeId, TenantId
+from trenza.core.keyid import SLOTS_MAX
 from trenza.core.policy import Book, LinkEntry, NodeEntry, Policy, Rule, SaeEntry
 
 Whole = Annotated[int, msgspec.Meta(ge=0, le=10**12)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=10**6)]
+SegmentSize = Annotated[int, msgspec.Meta(ge=1, le=SLOTS_MAX)]
 Factor = Annotated[float, msgspec.Meta(gt=0, le=10**6)]
 Rate = Annotated[float, msgspec.Meta(gt=0, le=10**12)]
 Length = Annotated[float, msgspec.Meta(ge=0, le=100_000)]
@@ -47,7 +49,7 @@ class Defaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     min_segment_keys: Positive = 64
     """Fill no less than this at a time."""
 
-    max_segment_keys: Positive = 1_024
+    max_segment_keys: SegmentSize = 1_024
     """Fill no more than this at a time."""
 
     device_class: str = "decoy-bb84-1ghz"

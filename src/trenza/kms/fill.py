@@ -21,6 +21,7 @@ from trenza.base.errors import (
 from trenza.base.names import NodeId
 from trenza.base.secret import Secret
 from trenza.core.exchange import SCHEME, strand_blocks
+from trenza.core.keyid import SLOTS_MAX
 from trenza.core.path import Route, best_path
 from trenza.core.provenance import FORMAT_VERSION, Hop, Lineage, SegmentRecord
 from trenza.core.segment import FULL_ORIGINS, PLAIN_ORIGINS, assemble, comparison_tag
@@ -200,7 +201,7 @@ class Fill:
     def _plan(self, peer: NodeId, want: Want) -> tuple[int, Route | None]:
         """Return how many slots to make, and over which path."""
         settings = self._ctx.settings
-        most = min(settings.segment_max, max(want.slots, settings.segment_min))
+        most = min(settings.segment_max, SLOTS_MAX, max(want.slots, settings.segment_min))
         if not want.full:
             return most, None
         size = most
@@ -353,7 +354,7 @@ class Fill:
             record.leader == peer,
             record.follower == ctx.name,
             record.issuer in {peer, ctx.name},
-            0 < record.slots <= ctx.settings.segment_max,
+            0 < record.slots <= min(ctx.settings.segment_max, SLOTS_MAX),
             record.origins == (PLAIN_ORIGINS if carried is None else FULL_ORIGINS),
             record.lineage.exchange == agreed.exchange_id,
             record.lineage.transcript == transcript.initiator + transcript.responder,
