@@ -48,9 +48,7 @@ def network(nodes: str, links: str, pairs: dict[str, str], *, rate: float = 2_00
         ),
         saes=tuple(Sae(SaeId(f"{name}{number}"), NodeId(name)) for name in nodes for number in (1, 2)),
         policies=POLICIES,
-        rules=tuple(
-            Rule((SaeId(pair.split()[0]), SaeId(pair.split()[1])), policy) for pair, policy in pairs.items()
-        ),
+        rules=tuple(Rule((SaeId(pair.split()[0]), SaeId(pair.split()[1])), policy) for pair, policy in pairs.items()),
     )
 
 

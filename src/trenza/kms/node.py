@@ -93,8 +93,8 @@ class Node:
 
     async def start(self, signed: SignedBook | None = None) -> None:
         """Load what the store holds, and forget all strands if it cannot be proved whole."""
-        await self._load_book(signed)
         whole = await self.sessions.begin_life()
+        await self._load_book(signed)
         await self.exchanges.load()
         await self.sessions.load_keys()
         await self.pools.load()
@@ -103,6 +103,7 @@ class Node:
         if not whole:
             self.ctx.counters["starts_from_a_copy"] += 1
             await self._drop_all()
+            await self.sessions.note_dropped()
         self._started = True
 
     async def _drop_all(self) -> None:

@@ -23,6 +23,7 @@ class SelfRow(msgspec.Struct, frozen=True, array_like=True):
     store: bytes  # 16 random bytes that name this store
     epoch: int
     incarnation: int
+    whole: bool = True  # False: strands that cannot be trusted may still be here; whoever starts next drops them
 
 
 class PeerRow(msgspec.Struct, frozen=True, array_like=True):

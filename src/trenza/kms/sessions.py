@@ -82,7 +82,8 @@ class Sessions:
         """Take up a new incarnation, durably; tell whether memory is whole.
 
         A store that is behind its anchor, or that an anchor does not know although it is not new, is a copy: the
-        epoch grows and the caller drops all strands.
+        epoch grows and the caller drops all strands, then says so (`note_dropped`). Nothing may be committed before
+        this: a commit would tell the anchor of the copy.
         """
         ctx = self._ctx
         value = await ctx.store.get(Table.META, rows.SELF)
@@ -92,22 +93,30 @@ class Sessions:
             whole = True
         else:
             last = rows.decode(value, rows.SelfRow)
-            whole = known is not None and known[0] == last.store and ctx.store.counter() >= known[1]
+            anchored = known is not None and known[0] == last.store and ctx.store.counter() >= known[1]
+            whole = anchored and last.whole
             row = rows.SelfRow(last.store, last.epoch + (not whole), last.incarnation + 1)
         self._store_name = row.store
-        await self._set_life(row.epoch, row.incarnation)
+        await self._set_life(row.epoch, row.incarnation, whole=whole)
         for key, stored in await ctx.store.scan(Table.META, b"peer:"):
             peer = rows.decode(stored, rows.PeerRow)
             if peer.known is not None:
                 self._known[NodeId(key[5:].decode())] = peer.known
         return whole
 
-    async def _set_life(self, epoch: int, incarnation: int) -> None:
-        ctx = self._ctx
-        ctx.presence = Presence(epoch, incarnation, bytes(ctx.entropy.token(16)))
-        row = rows.SelfRow(self._store_name, epoch, incarnation)
-        await ctx.store.commit([Put(Table.META, rows.SELF, rows.encode(row))])
+    async def _set_life(self, epoch: int, incarnation: int, *, whole: bool) -> None:
+        self._ctx.presence = Presence(epoch, incarnation, bytes(self._ctx.entropy.token(16)))
+        await self._write_life(whole=whole)
+
+    async def _write_life(self, *, whole: bool) -> None:
+        presence = self._ctx.presence
+        row = rows.SelfRow(self._store_name, presence.epoch, presence.incarnation, whole)
+        await self._ctx.store.commit([Put(Table.META, rows.SELF, rows.encode(row))])
         self.remember()
+
+    async def note_dropped(self) -> None:
+        """Make it durable that no strand of a memory that was not whole is left."""
+        await self._write_life(whole=True)
 
     def remember(self) -> None:
         """Tell the anchor how far the store has got; called after what must not be forgotten is durable."""
@@ -118,10 +127,11 @@ class Sessions:
         self._ctx.counters["lives_superseded"] += 1
         for session in list(self._ctx.sessions.values()):
             self.end(session.peer)
+        await self._write_life(whole=False)  # a crash from here on must not leave a part of the strands to be used
         if self.on_new_life is not None:
             await self.on_new_life()
         epoch = max(self._ctx.presence.epoch, after.epoch) + 1
-        await self._set_life(epoch, max(self._ctx.presence.incarnation, after.incarnation) + 1)
+        await self._set_life(epoch, max(self._ctx.presence.incarnation, after.incarnation) + 1, whole=True)
 
     async def retire_keys(self) -> None:
         """Let no key be fetched under earlier ID keys, and begin every root anew: part of dropping all strands.
@@ -161,9 +171,11 @@ class Sessions:
             PeerUnavailableError, UnavailableError: not now.
             RemoteProtocolError: the other broke the protocol.
         """
+        since = self._ctx.clock.elapsed()
         answer, agreed, hello = await self._say_hello(peer, root_reset=self._exchanges.root(peer).generation == 0)
         if isinstance(answer, RootReset):
             await self._exchanges.reset(peer)
+            since = self._ctx.clock.elapsed()
             answer, agreed, hello = await self._say_hello(peer, root_reset=True)
         match answer:
             case Superseded(known=known):
@@ -172,7 +184,9 @@ class Sessions:
             case HelloAnswer() if agreed is not None:
                 self._refuse_earlier_life(peer, answer.presence)
                 self._refuse_if_superseded(peer, answer.knows)
-                await self._establish(peer, answer.presence, agreed, hello, answer.segments, answer.blocks)
+                await self._establish(
+                    peer, answer.presence, agreed, hello, answer.segments, answer.blocks, since=since
+                )
             case _:
                 raise RemoteProtocolError(f"node {peer} answered hello with {type(answer).__name__}")
 
@@ -234,7 +248,9 @@ class Sessions:
             if hello.root_reset:
                 raise
             return RootReset(ctx.presence)
-        await self._establish(peer, hello.presence, agreed, partial, hello.segments, hello.blocks)
+        await self._establish(
+            peer, hello.presence, agreed, partial, hello.segments, hello.blocks, since=ctx.clock.elapsed()
+        )
         return HelloAnswer(partial.presence, partial.knows, partial.segments, partial.blocks, exchange)
 
     async def handle_knock(self, peer: NodeId, knock: Knock) -> PeerMessage:
@@ -284,15 +300,22 @@ class Sessions:
         mine: Hello | HelloAnswer,
         their_segments: tuple[bytes, ...],
         their_blocks: tuple[bytes, ...],
+        *,
+        since: Seconds,
     ) -> None:
-        """Derive the session's keys, make them durable, and drop what only one of us holds."""
+        """Derive the session's keys, make them durable, and drop what only one of us holds.
+
+        The lease runs `since` a moment at which the peer had not heard us yet: it lets another incarnation of this
+        node in one lease after it did.
+        """
         ctx = self._ctx
         keys = session_keys(agreed.root_before, agreed.secrets, agreed.transcript)
         agreed.wipe()
         common = frozenset(mine.segments) & frozenset(their_segments)
         await self._pools.keep_only(peer, sorted(common))
         await self._ingest.keep_only(peer, sorted(frozenset(mine.blocks) & frozenset(their_blocks)))
-        self._pools.renew_incarnation(peer)
+        if self._known.get(peer) != presence:
+            self._pools.renew_incarnation(peer)
         await self._keep_id_keys(peer, keys)
         await self._remember_peer(peer, presence)
         self.end(peer)
@@ -303,7 +326,7 @@ class Sessions:
             theirs=presence,
             verify_key=keys.verify_key,
             opened=ctx.clock.elapsed(),
-            lease_until=Seconds(ctx.clock.elapsed() + ctx.settings.lease),
+            lease_until=Seconds(since + ctx.settings.lease),
         )
         self._heard[peer] = ctx.clock.elapsed()
         ctx.counters["sessions_opened"] += 1

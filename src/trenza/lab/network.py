@@ -33,6 +33,7 @@ class LabNetwork:
     weather: Weather = field(default_factory=Weather)
     handlers: dict[NodeId, Handler] = field(default_factory=dict)
     cut: set[frozenset[NodeId]] = field(default_factory=set)
+    attached: dict[NodeId, LabPeers] = field(default_factory=dict)  # where two processes have one name: who is heard
     listen: Callable[[NodeId, NodeId, bytes], None] = lambda _sender, _receiver, _body: None
     counts: dict[str, int] = field(default_factory=dict)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -90,6 +91,8 @@ class LabPeers:
             self._network.on_relay(self._name, message)
         try:
             async with asyncio.timeout(timeout):
+                if self._network.attached.get(self._name, self) is not self:
+                    await asyncio.Event().wait()
                 return await self._network.carry(self._name, peer, encode(message))
         except TimeoutError:
             raise PeerUnavailableError(f"node {peer} did not answer within {timeout} s") from None

@@ -70,10 +70,14 @@ class Outcome:
 class Client:
     """One application's hand: asks a node of the world, waits so long, and writes down what it got."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, *, at: Node | None = None) -> None:
+        """Be a client of the node that serves each caller, or of `at`, where two processes have one name."""
         self._world = world
+        self._at = at
 
     def _node_of(self, sae: SaeId) -> Node | None:
+        if self._at is not None:
+            return self._at
         name = next(entry.node for entry in self._world.scenario.saes if entry.name == sae)
         return self._world.machines[name].node
 

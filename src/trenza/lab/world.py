@@ -101,6 +101,7 @@ class Machine:
     lives: int = 0
     commits: int = 0  # called so far, in all lives
     death: DeathAt | None = None
+    tag: str = ""  # tells a clone's randomness from the original's
 
     def copy(self) -> Copy:
         """Take a copy of the data directory, as a backup does."""
@@ -133,17 +134,19 @@ class World:
         self.notary = LabNotary(f"notary {seed}")
         self.settings = settings or Settings()
         self.officer = MLDSA65PrivateKey.from_seed_bytes(seed.to_bytes(32, "big"))
-        self.book = self._sign(version=1)
+        self.book = self.sign_book(version=1)
         self.pairs = {link.name: self._pair(link) for link in scenario.links}
         self.machines = {
             node.name: Machine(node.name, bytes(SeededEntropy(f"node key {seed} {node.name}").token(32)))
             for node in scenario.nodes
         }
 
-    def _sign(self, version: int) -> SignedBook:
-        book = self.scenario.book(version, {node.name: "lab:0" for node in self.scenario.nodes})
-        body = bytes_to_sign(book)
-        return SignedBook(body, self.officer.sign(message_of(body)))
+    def sign_book(self, version: int, scenario: Scenario | None = None) -> SignedBook:
+        """Have the key officer sign a book of `scenario` (the world's, if none is given); nodes that start get it."""
+        named = scenario or self.scenario
+        body = bytes_to_sign(named.book(version, {node.name: "lab:0" for node in self.scenario.nodes}))
+        self.book = SignedBook(body, self.officer.sign(message_of(body)))
+        return self.book
 
     def _pair(self, link: Link) -> EmulatedPair:
         settings = PairSettings(
@@ -170,20 +173,23 @@ class World:
     # --- machines
 
     async def start(self, name: NodeId) -> None:
-        """Start the process of a node on what its disk holds."""
-        machine = self.machines[name]
+        """Start the process of a node on what its disk holds; returns when it is loaded, or has died."""
+        await self._boot(self.machines[name])
+
+    async def _boot(self, machine: Machine, *, answers: bool = True) -> None:
         machine.lives += 1
-        entropy = SeededEntropy(f"entropy {self.seed} {name} {machine.lives}")
+        name, life = machine.name, f"{self.seed} {machine.name} {machine.tag}{machine.lives}"
+        entropy = SeededEntropy(f"entropy {life}")
         disk, note = machine.disk, machine.anchor.note
         inner = InlineStore(on_group=note) if disk is None else InlineStore.from_image(disk.store, on_group=note)
         store = LabDisk(
             inner,
-            chance=random.Random(f"disk {self.seed} {name} {machine.lives}"),  # noqa: S311
+            chance=random.Random(f"disk {life}"),  # noqa: S311
             delay=self.disk_delay,
             observe=lambda changes: self.history.note_commit(self.clock.elapsed(), name, changes),
             commits=machine.commits,
             death=machine.death,
-            on_death=lambda: self._die(name),
+            on_death=lambda: self._die(machine),
         )
         peers = LabPeers(self.network, name)
         image = b"" if disk is None else disk.keyring
@@ -208,17 +214,18 @@ class World:
         node = Node(context, anchor=machine.anchor)
         machine.node, machine.store, machine.sealer, machine.peers = node, store, sealer, peers
         loaded = asyncio.Event()
-        machine.task = asyncio.create_task(self._live(machine, node, loaded), name=f"node {name}")
+        machine.task = asyncio.create_task(self._live(machine, node, loaded, answers=answers), name=f"node {name}")
         machine.task.add_done_callback(lambda task: self._note_end(name, task))
         await loaded.wait()
 
-    async def _live(self, machine: Machine, node: Node, loaded: asyncio.Event) -> None:
+    async def _live(self, machine: Machine, node: Node, loaded: asyncio.Event, *, answers: bool) -> None:
         """Be the process: load, answer the network, and run until killed."""
         try:
             await node.start(self.book)
         finally:
             loaded.set()
-        if machine.node is node:
+        if machine.node is node and answers:
+            self.network.attached.pop(machine.name, None)
             self.network.handlers[machine.name] = node.handle
         await node.run()
 
@@ -227,9 +234,9 @@ class World:
         if error is not None and name not in self.failures:
             self.failures[name] = error
 
-    def _die(self, name: NodeId) -> None:
-        self.history.add(Trouble(self.clock.elapsed(), f"{name} dies at commit {self.machines[name].death}"))
-        self.kill(name)
+    def _die(self, machine: Machine) -> None:
+        self.history.add(Trouble(self.clock.elapsed(), f"{machine.name} dies at {machine.death}"))
+        self._kill(machine)
 
     async def start_all(self) -> None:
         for name in sorted(self.machines):
@@ -241,9 +248,12 @@ class World:
         Returns:
             The task that still unwinds; it can neither write nor be heard.
         """
-        machine = self.machines[name]
+        return self._kill(self.machines[name])
+
+    def _kill(self, machine: Machine) -> asyncio.Task[None] | None:
         machine.disk = machine.copy()
-        self.network.handlers.pop(name, None)
+        if machine.node is not None and self.network.handlers.get(machine.name) == machine.node.handle:
+            del self.network.handlers[machine.name]
         task, store, peers = machine.task, machine.store, machine.peers
         machine.node = machine.store = machine.sealer = machine.peers = machine.task = None
         if store is not None:
@@ -257,7 +267,10 @@ class World:
 
     async def crash(self, name: NodeId) -> None:
         """Kill the process and wait until nothing of it is left."""
-        task = self.kill(name)
+        await self._crash(self.machines[name])
+
+    async def _crash(self, machine: Machine) -> None:
+        task = self._kill(machine)
         if task is not None:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
@@ -271,6 +284,32 @@ class World:
         """Boot the machine: what was remembered outside the data directory is gone; the node must be down."""
         assert self.machines[name].node is None, "crash it first"
         self.machines[name].anchor = GroupAnchor()
+
+    async def start_clone(self, name: NodeId, *, anchor_too: bool) -> Machine:
+        """Start a second process on a copy of a living node's disk; the network still brings messages to the first.
+
+        Args:
+            name: of the node.
+            anchor_too: whether the copy brought the anchor along, as a snapshot of a whole virtual machine does.
+        """
+        original = self.machines[name]
+        clone = Machine(name, original.node_key, disk=original.copy(), tag="clone ")
+        known = original.anchor.recall()
+        if anchor_too and known is not None:
+            clone.anchor.remember(*known)
+        await self._boot(clone, answers=False)
+        return clone
+
+    async def stop_clone(self, clone: Machine) -> None:
+        await self._crash(clone)
+        self.attach(self.machines[clone.name])
+
+    def attach(self, machine: Machine) -> None:
+        """Let the network bring messages to this process of a node, and cut every other of that name off."""
+        assert machine.node is not None
+        assert machine.peers is not None
+        self.network.handlers[machine.name] = machine.node.handle
+        self.network.attached[machine.name] = machine.peers
 
     async def stop_all(self) -> None:
         for name in sorted(self.machines):

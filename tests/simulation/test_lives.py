@@ -1,0 +1,190 @@
+"""Nodes that go back in time, or live twice: what they may not do (design decision 8)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+from tests.simulation.networks import network
+
+from trenza.base.names import NodeId, SaeId
+from trenza.core.delivery import DeliveredKey, IssueRequest
+from trenza.lab.disk import DeathAt
+from trenza.lab.history import violations
+from trenza.lab.loop import run
+from trenza.lab.story import SMALL, Client
+from trenza.lab.world import World
+
+A, B = NodeId("A"), NodeId("B")
+A1, B1 = SaeId("A1"), SaeId("B1")
+
+
+def two_nodes(seed: int = 1) -> World:
+    return World(network("AB", "AB", {"A1 B1": "default"}), seed=seed, settings=SMALL)
+
+
+async def started(seed: int = 1) -> World:
+    world = two_nodes(seed)
+    await world.start_all()
+    await world.until_ready(within=60.0)
+    return world
+
+
+async def issued(world: World, number: int, *, caller: SaeId = A1, target: SaeId = B1) -> list[DeliveredKey]:
+    return await Client(world).issue(caller, IssueRequest(target, number=number))
+
+
+async def fetched(
+    world: World, keys: Sequence[DeliveredKey], *, caller: SaeId = B1, initiator: SaeId = A1
+) -> list[DeliveredKey]:
+    return await Client(world).fetch(caller, initiator, [key.key_id for key in keys])
+
+
+async def judged(world: World) -> None:
+    """See that everything works again and that the history breaks no rule."""
+    await asyncio.sleep(30.0)
+    await world.until_ready(within=60.0)
+    for caller, target in ((A1, B1), (B1, A1)):
+        keys = await issued(world, 2, caller=caller, target=target)
+        assert len(await fetched(world, keys, caller=target, initiator=caller)) == 2
+    await world.stop_all()
+    assert world.failures == {}
+    assert violations(world.history) == []
+
+
+async def go_back(world: World, names: Sequence[NodeId], *, anchors_lost: bool) -> dict[NodeId, int]:
+    """Copy the directories, use many slots in both directions, then put the copies in place."""
+    copies = {name: world.machines[name].copy() for name in names}
+    for _ in range(4):
+        for caller, target in ((A1, B1), (B1, A1)):
+            keys = await issued(world, 7, caller=caller, target=target)
+            await fetched(world, keys[:4], caller=target, initiator=caller)
+        await asyncio.sleep(2.0)
+    for name in names:
+        await world.crash(name)
+        world.restore(name, copies[name])
+        if anchors_lost:
+            world.lose_anchor(name)
+    return {name: len(world.history.events) for name in names}
+
+
+@pytest.mark.parametrize("anchors_lost", [False, True], ids=["anchor intact", "anchor lost"])
+@pytest.mark.parametrize("names", [(A,), (B,), (A, B)], ids=["A", "B", "both"])
+def test_a_restored_node_issues_nothing_before_fresh_windows_and_never_a_used_slot(names, anchors_lost) -> None:
+    async def story() -> None:
+        world = await started()
+        await go_back(world, names, anchors_lost=anchors_lost)
+        for name in names:
+            await world.start(name)
+            node = world.node(name)
+            other = B if name == A else A
+            assert node.pools.issuable(other, full=True) == 0
+            assert node.pools.ready_segments(other) == ()
+            assert node.ctx.presence.epoch == 2
+            assert node.ctx.counters["starts_from_a_copy"] == 1
+        await judged(world)
+
+    run(story())
+
+
+def test_a_restored_node_hands_out_no_key_of_its_past() -> None:
+    async def story() -> None:
+        world = await started()
+        keys = await issued(world, 3)
+        copy = world.machines[B].copy()
+        assert len(await fetched(world, keys)) == 3
+        await world.crash(B)
+        world.restore(B, copy)
+        await world.start(B)
+        assert await fetched(world, keys) == []
+        await judged(world)
+
+    run(story())
+
+
+def test_a_restored_node_that_finds_a_newer_book_at_its_start_is_not_taken_for_whole() -> None:
+    async def story() -> None:
+        world = await started()
+        await go_back(world, (A,), anchors_lost=False)
+        world.sign_book(version=2)
+        await world.start(A)  # it commits the book before anything else could be known of its past
+        assert world.node("A").ctx.presence.epoch == 2
+        await judged(world)
+
+    run(story())
+
+
+@pytest.mark.parametrize("name", [A, B])
+def test_a_restored_node_that_dies_at_any_commit_of_its_start_still_drops_everything(name) -> None:
+    async def story(nth: int) -> bool:
+        world = await started()
+        await go_back(world, (name,), anchors_lost=False)
+        machine = world.machines[name]
+        machine.death = DeathAt(machine.commits + nth, "after")
+        await world.start(name)
+        died = machine.node is None
+        if not died:
+            await asyncio.sleep(10.0)
+            died = machine.node is None
+        if died:
+            await world.start(name)
+        await judged(world)
+        return died
+
+    for nth in range(1, 12):
+        assert run(story(nth))
+
+
+def test_a_restart_is_no_restore() -> None:
+    async def story() -> None:
+        world = await started()
+        keys = await issued(world, 3)
+        await world.crash(B)
+        await world.start(B)
+        assert world.node("B").ctx.presence.epoch == 1
+        assert len(await fetched(world, keys)) == 3  # before any session
+        await judged(world)
+
+    run(story())
+
+
+@pytest.mark.parametrize("anchor_copied", [False, True])
+@pytest.mark.parametrize("name", [A, B])
+def test_a_clone_beside_a_living_node_is_refused_until_the_lease_is_over(name, anchor_copied) -> None:
+    async def story() -> None:
+        world = await started()
+        other = B if name == A else A
+        clone = await world.start_clone(name, anchor_too=anchor_copied)
+        before = world.node(other).ctx.sessions[name].theirs
+        await asyncio.sleep(4.0)
+        assert clone.node is not None
+        assert other not in clone.node.ctx.sessions  # the original's lease runs on
+        assert world.node(other).ctx.sessions[name].theirs == before
+        await world.stop_clone(clone)
+        await judged(world)
+
+    run(story())
+
+
+@pytest.mark.parametrize("anchor_copied", [False, True])
+@pytest.mark.parametrize("name", [A, B])
+def test_a_clone_that_takes_over_and_the_original_that_comes_back_never_share_a_slot(name, anchor_copied) -> None:
+    async def story() -> None:
+        world = await started()
+        pair = (A1, B1) if name == A else (B1, A1)
+        clone = await world.start_clone(name, anchor_too=anchor_copied)
+        issuers: set[str] = set()
+        for turn in range(6):
+            world.attach((clone, world.machines[name])[turn % 2])  # the other is cut off and does not know it
+            for _ in range(30):
+                await asyncio.sleep(0.5)
+                for machine in (world.machines[name], clone):
+                    keys = await Client(world, at=machine.node).issue(pair[0], IssueRequest(pair[1], number=2))
+                    await fetched(world, keys[:1], caller=pair[1], initiator=pair[0])
+                    issuers |= {machine.tag} if keys else set()
+        assert issuers == {"", "clone "}  # both did issue, each in its time
+        await world.stop_clone(clone)
+        await judged(world)
+
+    run(story())
