@@ -19,11 +19,13 @@ from trenza.base.units import Bits, BitsPerSecond, Decibel
 from trenza.net.http_server import HttpServer
 from trenza.net.tls import TlsIdentity, TlsStatistics, server_context
 from trenza.qkd.emulator.pair import DeviceEnd, EmulatedPair
-from trenza.qkd.emulator.settings import CAPACITY, PairSettings
+from trenza.qkd.emulator.settings import CAPACITY, KeyLimits, PairSettings
 from trenza.qkd.physics.devices import DEVICE_CLASSES
 from trenza.serve.device import DeviceNames, TelemetryDoor, device_key_door
 
 _GRACE_S: Final = 2.0
+_LIMITS: Final = KeyLimits(max_size=Bits(8_192))
+"""Long keys, as key management prefers them: fewer of them carry the same bits, so an hour of Spain costs less."""
 
 
 class DeviceHost:
@@ -107,4 +109,5 @@ def _settings(pair: DevicePairConfig) -> PairSettings:
         time_factor=pair.time_factor,
         fixed_rate=None if pair.fixed_rate_bps is None else BitsPerSecond(pair.fixed_rate_bps),
         capacity=Bits(max(CAPACITY, pair.initial_stock_bits)),
+        limits=_LIMITS,
     )

@@ -188,6 +188,7 @@ class NetworkFiles:
                 "stock_target": defaults.target_stock_keys,
                 "segment_min": defaults.min_segment_keys,
                 "segment_max": defaults.max_segment_keys,
+                "levels_interval": 0.5,  # a path of twelve links is known within six seconds
             },
         )
 
