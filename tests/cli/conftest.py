@@ -78,6 +78,10 @@ class FakeNetwork:
         """Run one command as a user of this network."""
         return CliRunner().invoke(main, [*words, "--state-dir", str(self.state)])
 
+    def run_alone(self, *words: str):
+        """Run one command that needs no network."""
+        return CliRunner().invoke(main, words)
+
     def run_json(self, *words: str):
         result = self.run(*words, "--json")
         assert result.exit_code == 0, result.stderr
@@ -120,7 +124,8 @@ def network(tmp_path, authority):
         "saes": {name: {"node": at, **files(identity(name, uris=[sae_uri(name)]))} for name, at in SAES.items()},
         "operator": files(identity("operator", uris=[operator_uri("demo")])),
     }
-    create_officer_key(state / "officer.key", state / "officer.pub")
+    create_officer_key(state / "officer.key", state / "officer.pem")
+    made.save(pki / "application-ca.pem", pki / "application-ca.key")
     pid_file = (state / "network.pid").open("w")
     pid_file.write(str(os.getpid()))
     pid_file.flush()

@@ -13,7 +13,7 @@ import click
 import msgspec
 
 from trenza.app.pki import load_officer_key
-from trenza.base.errors import InvalidDocumentError, RefusedError, TrenzaError
+from trenza.base.errors import InvalidDocumentError, RefusedError, StaleError, TrenzaError
 from trenza.base.names import NodeId
 from trenza.cli.doors import Doors
 from trenza.cli.options import json_option, network_options, state_dir_option
@@ -147,6 +147,8 @@ def install_everywhere(network: RunningNetwork, signed: SignedBook) -> int:
     failed = {node: error for node, error in answers.items() if isinstance(error, TrenzaError)}
     if len(failed) < len(answers):
         write_whole(network.state / BOOK_FILE, signed.encode())
+        # A peer that took it a moment ago may have handed it on before we asked.
+        failed = {node: error for node, error in failed.items() if not _is_stale(error)}
     if failed:
         told = "; ".join(dict.fromkeys(_said(node, error) for node, error in failed.items()))
         first = next(iter(failed.values()))
@@ -158,6 +160,10 @@ def install_everywhere(network: RunningNetwork, signed: SignedBook) -> int:
 async def _put(ready: Ready, signed: SignedBook) -> dict[NodeId, BookTaken | TrenzaError]:
     async with Doors(ready) as doors:
         return await doors.ask_all("/v1/book", BookTaken, method="PUT", body=signed.encode())
+
+
+def _is_stale(error: TrenzaError) -> bool:
+    return isinstance(error, RefusedError) and error.remote_code == StaleError.code
 
 
 def _said(node: NodeId, error: TrenzaError) -> str:

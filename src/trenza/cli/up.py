@@ -35,20 +35,23 @@ _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
     help="Write where everything is to this file, once all of it is ready.",
 )
 @state_dir_option
+@click.option("--resume", is_flag=True, help="Go on with the keys, certificates and ledgers of the last run there.")
 @click.option("--live/--no-live", default=None, help="Show the network as it lives.  [default: on a terminal]")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
-def up(scenario: str, ready_file: Path | None, state_dir: Path | None, live: bool | None, quiet: bool) -> None:
+def up(
+    scenario: str, ready_file: Path | None, state_dir: Path | None, resume: bool, live: bool | None, quiet: bool
+) -> None:
     """Start a whole emulated network, and keep it until Ctrl-C.
 
-    SCENARIO is a file, or the name of one that comes with Trenza (`trenza scenario list`). Every start begins with
-    new keys and certificates. Each message between nodes, devices and applications crosses a mutually authenticated
-    TLS connection, so what you try here is what runs on real sites.
+    SCENARIO is a file, or the name of one that comes with Trenza (`trenza scenario list`). A start begins with new
+    keys and certificates, unless it resumes. Each message between nodes, devices and applications crosses a mutually
+    authenticated TLS connection, so what you try here is what runs on real sites.
     """
     found = load_scenario(scenario)
     state = (state_dir or state_home() / directory_name(found.name)).absolute()
     if ready_file is not None:
         ready_file.unlink(missing_ok=True)  # of an earlier run: whoever waits for it must not find that one
-    start = _Start(found, state, ready_file, screen_for(live=live, quiet=quiet))
+    start = _Start(found, state, ready_file, screen_for(live=live, quiet=quiet), fresh=not resume)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(start.run())
 
@@ -66,6 +69,7 @@ class _Start:
     state: Path
     ready_file: Path | None
     screen: Screen
+    fresh: bool
 
     async def run(self) -> None:
         stop = asyncio.Event()
@@ -88,7 +92,9 @@ class _Start:
 
     async def _started(self, stop: asyncio.Event) -> Network | None:
         """Return the network when it is ready; None where it was stopped before."""
-        starting = asyncio.create_task(Network.start(self.scenario, state=self.state, progress=self.screen.progress))
+        starting = asyncio.create_task(
+            Network.start(self.scenario, state=self.state, progress=self.screen.progress, fresh=self.fresh)
+        )
         stopping = asyncio.create_task(stop.wait())
         with self.screen.starting(self.scenario.title):
             await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
