@@ -20,6 +20,7 @@ from trenza.base.errors import (
 )
 from trenza.base.names import NodeId
 from trenza.base.secret import Secret
+from trenza.base.units import Nanoseconds, Seconds, nanoseconds
 from trenza.core.exchange import SCHEME, strand_blocks
 from trenza.core.keyid import SLOTS_MAX
 from trenza.core.path import Route, best_path
@@ -88,12 +89,29 @@ class Fill:
     def _rate(self, peer: NodeId, *, full: bool) -> _Rate:
         return self._issued.setdefault((peer, full), _Rate())
 
+    def max_age(self, peer: NodeId, *, full: bool) -> Seconds:
+        """Return how old strands of the pair may become: what the strictest of its policies says."""
+        ages = [
+            float(policy.max_age_s)
+            for _, other, policy in self._ctx.book.pairs_of_node(self._ctx.name)
+            if other.node == peer and any(recipe.needs_qkd is full for recipe in policy.recipes)
+        ]
+        return Seconds(min([*ages, self._ctx.settings.segment_lifetime]))
+
+    def _fresh_since(self, peer: NodeId, *, full: bool) -> Nanoseconds:
+        """Return since when strands must have been made to count as stock: the others are replaced in good time."""
+        age = Seconds(self.max_age(peer, full=full) * 3 / 4)
+        return Nanoseconds(self._ctx.clock.now() - nanoseconds(age))
+
+    def _issuable(self, peer: NodeId, *, full: bool) -> int:
+        return self._pools.issuable(peer, full=full, since=self._fresh_since(peer, full=full))
+
     def stock(self, peer: NodeId) -> StockMark:
-        """Return what this node can issue to `peer`, and how fast it has lately."""
+        """Return what this node can issue to `peer` for some time, and how fast it has lately."""
         now = self._ctx.clock.elapsed()
         return StockMark(
-            self._pools.issuable(peer, full=True),
-            self._pools.issuable(peer, full=False),
+            self._issuable(peer, full=True),
+            self._issuable(peer, full=False),
             self._rate(peer, full=True).per_second(now),
             self._rate(peer, full=False).per_second(now),
         )
@@ -116,12 +134,12 @@ class Fill:
     def is_low(self, peer: NodeId) -> bool:
         """Tell whether this node could soon have too little to issue to `peer`."""
         return any(
-            self._pools.issuable(peer, full=full) < self._ctx.settings.stock_target // 2 for full in self._kinds(peer)
+            self._issuable(peer, full=full) < self._ctx.settings.stock_target // 2 for full in self._kinds(peer)
         )
 
     def _stock_of(self, peer: NodeId, issuer: NodeId, *, full: bool) -> tuple[int, float]:
         """Return the slots one direction holds, granted and not, and its recent demand in slots a second."""
-        ungranted = self._pools.ungranted(peer, issuer, full=full)
+        ungranted = self._pools.ungranted(peer, issuer, full=full, since=self._fresh_since(peer, full=full))
         mark = self.stock(peer) if issuer == self._ctx.name else self._pools.pair(peer).peer_stock
         held, rate = (mark.full, mark.full_rate) if full else (mark.plain, mark.plain_rate)
         return ungranted + held, rate

@@ -263,7 +263,8 @@ class Node:
         if not ctx.has_book or version > ctx.book.version:
             await self._fetch_book(peer)
         await self._ask_windows(peer)
-        await self.pools.tidy(peer, key_lifetime=lifetime_of(ctx))
+        max_age = {full: self.fill.max_age(peer, full=full) for full in (True, False)}
+        await self.pools.tidy(peer, key_lifetime=lifetime_of(ctx), max_age=max_age)
         return False
 
     async def _fetch_book(self, peer: NodeId) -> None:

@@ -7,14 +7,14 @@ segment is in use (design decisions 6 to 10).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from trenza.base.errors import RemoteProtocolError, UnavailableError
+from trenza.base.errors import AuthenticationError, RemoteProtocolError, UnavailableError
 from trenza.base.names import NodeId
 from trenza.base.secret import Secret
-from trenza.base.units import Nanoseconds, nanoseconds
+from trenza.base.units import Nanoseconds, Seconds, nanoseconds
 from trenza.core.provenance import SegmentRecord
 from trenza.core.segment import OpenSegment, SegmentFacts
 from trenza.core.window import HeldWindow, IssuerPool, IssuerWindow
@@ -22,6 +22,8 @@ from trenza.kms import rows
 from trenza.kms.context import Context
 from trenza.kms.ports import Append, Change, Delete, DeletePrefix, Insert, Put, Table
 from trenza.wire.peer import StockMark, WindowGrant, WindowMark
+
+_EVER = Nanoseconds(0)
 
 
 @dataclass(slots=True)
@@ -233,7 +235,7 @@ class Pools:
         grants: list[WindowGrant] = []
         changes: list[Change] = []
         now = self._ctx.clock.now()
-        missing = slots
+        missing = max(slots, 1)
         for segment in pair.segments.values():
             record = segment.facts.record
             if record.issuer != peer or segment.facts.full is not full or not segment.ungranted:
@@ -284,12 +286,28 @@ class Pools:
             row = rows.IssuerWindowRow(segment.id, window.first, window.count, window.next)
             key = rows.window_key(rows.ISSUER, peer, window.number)
             await self._ctx.store.commit([Insert(Table.WINDOW, key, rows.encode(row)), self._segment_row(segment)])
-            await self.opened(peer, segment.id)
+            if not await self._opens(segment):
+                unknown.append(segment.id)
+                continue
             try:
                 pair.issuer.add(window)
             except ValueError as error:
                 raise RemoteProtocolError(f"node {peer}: {error}") from None
         return unknown
+
+    async def _opens(self, segment: Segment) -> bool:
+        """Open a segment before the first key needs it; one that cannot be opened is dropped.
+
+        A crash while it was dropped leaves the rows of a segment whose own key is gone.
+        """
+        try:
+            await self.opened(segment.peer, segment.id)
+        except AuthenticationError:
+            self._ctx.counters["segments_unreadable"] += 1
+            await self.drop_segment(segment)
+        except UnavailableError:
+            await self.drop_segment(segment)
+        return self.pair(segment.peer).segments.get(segment.id) is segment
 
     async def write_off_ungrantable(self, peer: NodeId, *, full: bool) -> None:
         """Count no longer as stock what the peer, asked for windows, does not grant: it lost a grant or the segment.
@@ -360,22 +378,31 @@ class Pools:
 
     # --- stock
 
-    def issuable(self, peer: NodeId, *, full: bool) -> int:
-        """Return the slots this node can issue to `peer` without asking for another window."""
-        return self.pair(peer).issuer.available(full=full)
+    def issuable(self, peer: NodeId, *, full: bool, since: Nanoseconds = _EVER) -> int:
+        """Return the slots, made `since` then, that this node can issue to `peer` without another window."""
+        issuer = self.pair(peer).issuer
+        return issuer.available(full=full, accept=lambda facts: facts.record.created >= since)
 
-    def ungranted(self, peer: NodeId, issuer: NodeId, *, full: bool) -> int:
-        """Return the slots of ready segments of one direction that no window covers yet."""
+    def ungranted(self, peer: NodeId, issuer: NodeId, *, full: bool, since: Nanoseconds = _EVER) -> int:
+        """Return the slots of one direction's ready segments, made `since` then, that no window covers yet."""
         return sum(
             segment.ungranted
             for segment in self.pair(peer).segments.values()
-            if segment.facts.record.issuer == issuer and segment.facts.full is full
+            if segment.facts.record.issuer == issuer
+            and segment.facts.full is full
+            and segment.facts.record.created >= since
         )
 
     # --- upkeep
 
-    async def tidy(self, peer: NodeId, *, key_lifetime: Nanoseconds) -> None:
-        """Close what is over: exhausted windows, expired keys, spent and aged segments."""
+    async def tidy(self, peer: NodeId, *, key_lifetime: Nanoseconds, max_age: Mapping[bool, Seconds]) -> None:
+        """Close what is over: exhausted windows, expired keys, spent and aged segments.
+
+        Args:
+            peer: of the pair.
+            key_lifetime: how long a key may wait to be fetched.
+            max_age: how old strands may become, with QKD (True) and without (False).
+        """
         pair = self.pair(peer)
         now = self._ctx.clock.now()
         changes: list[Change] = []
@@ -386,8 +413,8 @@ class Pools:
             if held.spent or expired:
                 self._ctx.counters["slots_expired"] += 0 if held.spent else held.count - len(held.delivered)
                 changes += self._forget_held(peer, held)
-        oldest = now - nanoseconds(self._ctx.settings.segment_lifetime)
-        for aged in [window for window in pair.issuer if window.facts.record.created < oldest]:
+        oldest = {full: now - nanoseconds(age) for full, age in max_age.items()}
+        for aged in [window for window in pair.issuer if window.facts.record.created < oldest[window.facts.full]]:
             pair.issuer.remove(aged.number)
             self._ctx.counters["slots_aged"] += aged.left
             changes.append(Delete(Table.WINDOW, rows.window_key(rows.ISSUER, peer, aged.number)))
@@ -396,7 +423,7 @@ class Pools:
         for segment in list(pair.segments.values()):
             if segment.users or self._in_use(pair, segment):
                 continue
-            if not segment.ungranted or segment.facts.record.created < oldest:
+            if not segment.ungranted or segment.facts.record.created < oldest[segment.facts.full]:
                 await self.drop_segment(segment)
 
     async def retire_issued(self, peer: NodeId, told: Sequence[WindowMark]) -> None:

@@ -9,7 +9,7 @@ with that node: one-time pad and one-time MAC, both from the braid. All or nothi
 from __future__ import annotations
 
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
@@ -22,6 +22,7 @@ from trenza.base.errors import (
     ConflictError,
     PeerUnavailableError,
     RemoteProtocolError,
+    StoreUnavailableError,
     TrenzaError,
     UnauthorisedError,
     UnavailableError,
@@ -170,8 +171,9 @@ class Wrapped:
             if isinstance(error, UnavailableError):
                 raise
             raise UnavailableError("not every target could be given the key; it is void") from error
-        except BaseException:
+        except BaseException:  # cancelled: whoever hears of it later is told by upkeep
             key.wipe()
+            self._note_void(legs, key_id.bytes)
             raise
         return DeliveredKey(key_id, key, facts)
 
@@ -296,20 +298,22 @@ class Wrapped:
 
     async def _void(self, legs: Sequence[Leg], key_id: bytes) -> None:
         """Destroy the key wherever it may be; who does not hear is told again by upkeep."""
-        self._ctx.counters["keys_voided"] += 1
-        for node in _by_node(legs):
-            if node == self._ctx.name:
-                await self._destroy(key_id)
-            else:
-                self._unheard_voids[node, key_id] = None
+        self._note_void(legs, key_id)
         await self.repeat_voids()
+
+    def _note_void(self, legs: Sequence[Leg], key_id: bytes) -> None:
+        self._ctx.counters["keys_voided"] += 1
+        self._unheard_voids |= dict.fromkeys((node, key_id) for node in _by_node(legs))
 
     async def repeat_voids(self) -> None:
         """Tell the nodes that have not yet heard which keys are void."""
         for node, key_id in list(self._unheard_voids):
             try:
-                await self._ctx.peers.call(node, WrapVoid(key_id), timeout=self._ctx.settings.call_timeout)
-            except PeerUnavailableError:
+                if node == self._ctx.name:
+                    await self._destroy(key_id)
+                else:
+                    await self._ctx.peers.call(node, WrapVoid(key_id), timeout=self._ctx.settings.call_timeout)
+            except (PeerUnavailableError, StoreUnavailableError):
                 continue
             except TrenzaError:
                 self._ctx.counters["voids_refused"] += 1
@@ -401,14 +405,20 @@ class Wrapped:
         )
 
     async def _make_ready(self, key_id: bytes, targets: Sequence[SaeId]) -> None:
+        """Let the targets fetch the key; durable before it counts."""
+        found = {target: self._waiting.get((key_id, target)) for target in targets}
         changes: list[Change] = []
-        for target in targets:
-            waiting = self._waiting.get((key_id, target))
+        for target, waiting in found.items():
             if waiting is None:
                 raise UnknownKeyError("a key to be committed is not here")
-            waiting.ready = True
-            changes.append(Put(Table.WRAPPED, key_id + target.encode(), self._row(waiting)))
+            changes.append(Put(Table.WRAPPED, key_id + target.encode(), self._row(replace(waiting, ready=True))))
         await self._ctx.store.commit(changes)
+        if any(self._waiting.get((key_id, target)) is not waiting for target, waiting in found.items()):
+            await self._ctx.store.commit([Delete(Table.WRAPPED, key_id + target.encode()) for target in found])
+            raise UnknownKeyError("a key was destroyed while it was committed")
+        for waiting in found.values():
+            assert waiting is not None
+            waiting.ready = True
 
     def holds(self, key_id: UUID, target: SaeId) -> bool:
         """Tell whether a key of that ID waits here for `target`."""
@@ -434,7 +444,9 @@ class Wrapped:
 
     def release(self, key_id: UUID, target: SaeId) -> None:
         """Give a reservation back; nothing was committed for it."""
-        self._waiting[key_id.bytes, target].taken = False
+        waiting = self._waiting.get((key_id.bytes, target))
+        if waiting is not None:  # it may have been declared void in the meantime
+            waiting.taken = False
 
     async def deliver(self, key_id: UUID, target: SaeId, *, policy: Policy, tls_group: str) -> DeliveredKey:
         """Hand out a reserved key: gone from the store before it leaves."""
@@ -461,10 +473,13 @@ class Wrapped:
         except ConflictError:
             key.wipe()
             raise UnknownKeyError("one or more keys specified are not found on KME") from None
-        except BaseException:
+        except BaseException:  # it may be recorded as delivered or not: doubtful, so nobody gets it any more
             key.wipe()
+            ctx.counters["keys_doubtful"] += 1
+            self._waiting.pop((key_id.bytes, target), None)
+            await ctx.sealer.erase([waiting.sealed.handle])
             raise
-        del self._waiting[key_id.bytes, target]
+        self._waiting.pop((key_id.bytes, target), None)
         await ctx.sealer.erase([waiting.sealed.handle])
         return DeliveredKey(key_id, key, waiting.facts)
 
@@ -489,7 +504,9 @@ class Wrapped:
                 await self._forget(held, target)
 
     async def _forget(self, key_id: bytes, target: SaeId) -> None:
-        waiting = self._waiting.pop((key_id, target))
+        waiting = self._waiting.pop((key_id, target), None)
+        if waiting is None:  # another story was quicker
+            return
         await self._ctx.sealer.erase([waiting.sealed.handle])
         await self._ctx.store.commit([Delete(Table.WRAPPED, key_id + target.encode())])
 
