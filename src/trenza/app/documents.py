@@ -21,6 +21,11 @@ from trenza.base.errors import InvalidDocumentError
 
 _T = TypeVar("_T", bound=msgspec.Struct)
 
+
+class _ToldError(Exception):
+    """A value cannot be used, and its mistakes are noted already."""
+
+
 Mistake = tuple[Place, str]
 """Where a mistake is, and a sentence that names its key."""
 
@@ -86,6 +91,8 @@ class Document:
                 continue
             try:
                 values[fields[key].name] = self._value(fields[key].type, value, (*place, key))
+            except _ToldError:
+                pass  # its own keys say what is wrong
             except msgspec.ValidationError as error:
                 self._found.append(((*place, key), f"{label}{key}: {error}{_choices(fields[key].type)}"))
         required = [field for field in fields.values() if field.required]
@@ -94,7 +101,7 @@ class Document:
         return kind(**values) if all(field.name in values for field in required) else None
 
     def _value(self, kind: Any, value: object, place: Place) -> Any:
-        """Return one value; raises msgspec.ValidationError, its own mistakes noted, where a table in it is amiss."""
+        """Return one value; raises _ToldError, the mistakes noted, where a table in it is amiss."""
         struct = _struct_in(kind)
         if struct is None:
             return msgspec.convert(value, kind, dec_hook=self._path)
@@ -107,7 +114,7 @@ class Document:
     @staticmethod
     def _kept(read: _T | None) -> _T:
         if read is None:
-            raise msgspec.ValidationError("it cannot be used, for the reasons given with its keys")
+            raise _ToldError
         return read
 
     def _path(self, kind: type, value: object) -> object:
