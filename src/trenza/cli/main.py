@@ -18,7 +18,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from trenza import __version__
-from trenza.base.errors import RefusedError, TrenzaError
+from trenza.base.errors import InvalidDocumentError, RefusedError, TrenzaError
 from trenza.cli.output import show_error
 
 
@@ -95,8 +95,7 @@ class Commands(click.Group):
         except TrenzaError as error:
             if "--debug" in words:
                 traceback.print_exc()
-            more = {"remote_code": error.remote_code} if isinstance(error, RefusedError) else {}
-            show_error(error.code, error.message, as_json=as_json, **more)
+            show_error(error.code, error.message, as_json=as_json, **_for_programs(error))
             status = FAILED
         except click.UsageError as error:
             if as_json:
@@ -116,6 +115,16 @@ class Commands(click.Group):
         sys.exit(status if isinstance(status, int) else 0)
 
 
+def _for_programs(error: TrenzaError) -> dict[str, object]:
+    match error:
+        case RefusedError():
+            return {"remote_code": error.remote_code}
+        case InvalidDocumentError():
+            return {"mistakes": error.mistakes}
+        case _:
+            return {}
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, "--version", prog_name="trenza", message="%(prog)s %(version)s")
 @click.option("--debug", is_flag=True, help="Show where an error comes from.")
@@ -124,7 +133,7 @@ def main(debug: bool) -> None:  # `debug` is read from the words themselves, whe
 
     \b
     Begin with:
-      trenza up spain                                    a national network on this machine
-      trenza key get --from sae-alice --to sae-bob       a key, fetched at both ends (two-nodes)
-      trenza explain KEY_ID                              what protected it
+      trenza up two-nodes                             a small network (trenza up spain: a national one)
+      trenza key get --from sae-alice --to sae-bob    in another terminal: a key, fetched at both ends
+      trenza explain KEY_ID                           what protected it
     """

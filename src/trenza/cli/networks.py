@@ -35,7 +35,9 @@ def ps(as_json: bool) -> None:
 @click.command()
 @click.argument("name", required=False)
 @state_dir_option
-@click.option("--timeout", type=click.FloatRange(0), default=30.0, show_default=True, metavar="SECONDS")
+@click.option(
+    "--timeout", type=click.FloatRange(0), default=30.0, show_default=True, metavar="SECONDS", help="Then give up."
+)
 @json_option
 def down(name: str | None, state_dir: Any, timeout: float, as_json: bool) -> None:
     """Stop a network that `trenza up` started, and wait until it has.

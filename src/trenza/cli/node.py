@@ -29,22 +29,18 @@ from trenza.cli.state import RunningNetwork
 from trenza.wire.management import Reloaded
 
 _FILES: Final = 8_192
-_CONFIG = click.option(
-    "--config",
-    "config_file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="What it is told at its start (TOML).",
-)
+_FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
+_TOLD: Final = "What it is told at its start (TOML)."
 _LOG = logging.getLogger("trenza")
 
 
 @click.group(invoke_without_command=True)
-@_CONFIG
+@click.option("--config", "config_file", type=_FILE, help=_TOLD)
 @click.pass_context
 def node(ctx: click.Context, config_file: Path | None) -> None:
     """Run one node from its configuration.
 
-    Everything the node says goes to the error stream, one line per event.
+    Everything the node says goes to the error stream, one line per event. SIGHUP lets it read its configuration anew.
     """
     if ctx.invoked_subcommand is not None:
         return
@@ -58,7 +54,10 @@ def node(ctx: click.Context, config_file: Path | None) -> None:
 @network_options
 @json_option
 def reload(node: str | None, network: RunningNetwork, as_json: bool) -> None:
-    """Let NODE (or every node) read its configuration anew: links, certificates, settings, policy book."""
+    """Let NODE, or every node, read its configuration anew.
+
+    Links come and go, new connections get the new certificates, settings and a newer policy book are followed.
+    """
 
     async def ask() -> dict[NodeId, Reloaded | TrenzaError]:
         async with Doors(network.ready()) as doors:
@@ -78,11 +77,9 @@ def reload(node: str | None, network: RunningNetwork, as_json: bool) -> None:
 
 
 @click.command()
-@_CONFIG
-def devices(config_file: Path | None) -> None:
+@click.option("--config", "config_file", type=_FILE, required=True, help=_TOLD)
+def devices(config_file: Path) -> None:
     """Run emulated QKD devices from their configuration."""
-    if config_file is None:
-        raise click.UsageError("Missing option '--config': the file that says which devices.")
     _serve(lambda: _run_devices(config_file))
 
 

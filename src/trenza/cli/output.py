@@ -59,7 +59,7 @@ def show_json(document: object) -> None:
     click.echo(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
 
 
-def show_error(code: str, message: str, *, as_json: bool, **more: str) -> None:
+def show_error(code: str, message: str, *, as_json: bool, **more: object) -> None:
     """Say on the error stream what went wrong; `more` is for programs."""
     if as_json:
         import msgspec
