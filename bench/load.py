@@ -166,6 +166,10 @@ class Client:
         self._stopping = False
         self.stopped = asyncio.get_running_loop().create_future()
 
+    def once(self) -> None:
+        self._stopping = True
+        self.start()
+
     def start(self) -> None:
         self._initiator.ask(self._enc, self._enc_answered)
 
@@ -249,6 +253,17 @@ class Load:
         self._lines.clear()
         return self._result(plan, lasted, cpu, watched)
 
+    async def first(self) -> bool:
+        """Fetch one key at both ends; tell whether they are equal."""
+        client = await self._client()
+        self._tally.start()
+        client.once()
+        await client.stopped
+        for line in self._lines:
+            line.close()
+        self._lines.clear()
+        return self._tally.counts == Counter(pairs=1)
+
     async def _client(self) -> Client:
         initiator, enc = await self._line(self._initiator, Method.GET_KEY, self._target)
         target, dec = await self._line(self._target, Method.GET_KEY_WITH_IDS, self._initiator)
@@ -313,6 +328,11 @@ async def _answer_plans(load: Load) -> None:
         print(msgspec.json.encode(await load.run(plan)).decode(), flush=True)
 
 
+async def _first(load: Load) -> None:
+    if not await load.first():
+        raise SystemExit("the first key was not the same at both ends")
+
+
 async def _once(load: Load, plan: Plan) -> None:
     result = await load.run(plan)
     print(msgspec.json.format(msgspec.json.encode(result), indent=2).decode())
@@ -326,9 +346,15 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--rounds", action="store_true", help="read plans from the standard input")
+    parser.add_argument(
+        "--first", action="store_true", help="fetch one pair only, and fail unless its ends are equal"
+    )
     asked = parser.parse_args()
     load = Load(msgspec.json.decode(asked.ready.read_bytes()), asked.initiator, asked.target)
-    work = _answer_plans(load) if asked.rounds else _once(load, Plan(asked.clients, asked.seconds))
+    if asked.first:
+        work = _first(load)
+    else:
+        work = _answer_plans(load) if asked.rounds else _once(load, Plan(asked.clients, asked.seconds))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(work)
 
