@@ -226,3 +226,17 @@ def test_after_reconnecting_the_next_call_shakes_hands_again(identities):
         assert meeting.server.statistics.handshakes_completed == 2
 
     asyncio.run(meeting.run(story))
+
+
+def test_a_server_with_a_new_certificate_is_called_over_a_new_connection(identities):
+    meeting = Meeting(identities)
+
+    async def story(peers):
+        await peers.call(BOB, Leave(), timeout=SOON)
+        meeting.server.renew()
+        await asyncio.gather(*(peers.call(BOB, Leave(), timeout=SOON) for _ in range(3)))
+        await peers.call(BOB, Leave(), timeout=SOON)
+        assert meeting.server.statistics.handshakes_completed == 2
+        assert len(meeting.heard) == 5
+
+    asyncio.run(meeting.run(story))

@@ -11,14 +11,18 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import msgspec
 import pytest
 import uvloop
+from cryptography import x509
 
 from trenza.app.network import Network
+from trenza.app.pki import CertificateAuthority, load_officer_key, node_uri
 from trenza.app.scenario import load_scenario
 from trenza.base.errors import UnavailableError
+from trenza.core.policy import SignedBook, bytes_to_sign, message_of
 from trenza.net.http_client import HttpClient
-from trenza.net.tls import TlsIdentity, client_context
+from trenza.net.tls import TlsIdentity, client_context, fingerprint_of
 
 pytestmark = pytest.mark.slow
 TIMEOUT_S = 90
@@ -40,6 +44,16 @@ async def running(state, **options):
         yield network, network.ready_document()
     finally:
         await network.stop()
+
+
+async def until(holds):
+    """Wait until something holds that other tasks of this loop bring about; at most as long as a test may take."""
+    while not holds():  # noqa: ASYNC110 - what is waited for is seen from outside only
+        await asyncio.sleep(0.05)
+
+
+def fingerprint_in(certificate):
+    return fingerprint_of(x509.load_pem_x509_certificate(Path(certificate).read_bytes()))
 
 
 def ask_as(ready, sae, path, body=None):
@@ -223,5 +237,67 @@ def test_after_stopping_nothing_says_that_it_is_ready(state):
         async with running(state):
             assert json.loads((state / "ready.json").read_bytes())["scenario"] == "two-nodes"
         assert not (state / "ready.json").exists()
+
+    run(story())
+
+
+def test_a_node_follows_its_changed_files_without_a_restart(state):
+    async def story():
+        async with running(state) as (network, ready):
+            alice = network.nodes["Alice"]
+            authority = CertificateAuthority.load(
+                state / "pki" / "internal-ca.pem", state / "pki" / "internal-ca.key"
+            )
+            for file in (alice.config.peers.certificate, alice.config.peers.private_key):
+                file.unlink()
+            renewed = authority.issue("Alice", uris=[node_uri("Alice")])
+            renewed.save(alice.config.peers.certificate, alice.config.peers.private_key)
+            path = state / "nodes" / "Alice" / "config.toml"
+            path.write_text(path.read_text().replace("stock_target = 8192", "stock_target = 100"))
+            status, told = await ask_operator(ready, "Alice", "/v1/reload", "POST")
+            assert status == 200, told
+            assert told["changed"] == ["certificates loaded", "settings"]
+            assert alice.node.ctx.settings.stock_target == 100
+            alice.node.sessions.end("Bob")  # the next session is signed with the new key
+            await until(lambda: alice.node.sessions.has_lease("Bob"))
+            path.write_text(path.read_text().replace('name = "Alice"', 'name = "Carol"'))
+            status, told = await ask_operator(ready, "Alice", "/v1/reload", "POST")
+            assert (status, told["error"]) == (422, "invalid-document")
+            assert "name: changes with a restart only" in told["mistakes"]
+
+    run(story())
+
+
+def test_a_link_is_taken_out_and_put_back_while_the_node_runs(state):
+    async def story():
+        async with running(state) as (network, ready):
+            alice = network.nodes["Alice"]
+            path = state / "nodes" / "Alice" / "config.toml"
+            whole = path.read_text()
+            head, _, tail = whole.partition("[[links]]")
+            path.write_text(head + tail[tail.find("\n[") :] if "\n[" in tail else head)
+            assert (
+                "link Alice-Bob removed" in (await ask_operator(ready, "Alice", "/v1/reload", "POST"))[1]["changed"]
+            )
+            assert not alice.node.ctx.links
+            path.write_text(whole)
+            assert "link Alice-Bob added" in (await ask_operator(ready, "Alice", "/v1/reload", "POST"))[1]["changed"]
+            assert list(alice.node.ctx.links) == ["Alice-Bob"]
+
+    run(story())
+
+
+def test_a_certificate_that_the_book_revokes_opens_no_door_any_more(state):
+    async def story():
+        async with running(state) as (network, ready):
+            fingerprint = fingerprint_in(ready["saes"]["sae-alice"]["certificate"])
+            book = msgspec.structs.replace(network.nodes["Alice"].node.ctx.book, version=2, revoked=(fingerprint,))
+            body = bytes_to_sign(book)
+            officer = load_officer_key(state / "officer.key")
+            signed = SignedBook(body, officer.sign(message_of(body))).encode()
+            assert await ask_operator(ready, "Alice", "/v1/book", "PUT", signed) == (200, {"version": 2})
+            with pytest.raises((ssl.SSLError, OSError, http.client.HTTPException)):
+                await asyncio.to_thread(ask_as, ready, "sae-alice", "/api/v1/keys/sae-bob/status")
+            await until(lambda: network.nodes["Bob"].node.ctx.book.version == 2)  # told by its peer
 
     run(story())

@@ -219,6 +219,7 @@ class RunningNode:
         ctx.signer, ctx.settings, self.config = signer, new.kms_settings(), new
         changed = ["certificates loaded"]
         self._peers.reconnect()
+        self._peer_server.renew()
         links = await self._links.follow(new, ctx.links)
         if links:
             self.node.reload_links()

@@ -95,6 +95,11 @@ class RpcServer:
         self._server = None
         self.stopping = False
 
+    def renew(self) -> None:
+        """Let every client finish what it asked and connect anew, so that it sees the certificate valid now."""
+        for connection in tuple(self.connections):
+            connection.send(0, FrameKind.GOAWAY)
+
     async def _until_idle(self) -> None:
         while self.connections or self.tasks:
             self._idle.clear()

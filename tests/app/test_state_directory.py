@@ -1,0 +1,55 @@
+"""One directory, one network, one process; and nothing is removed that is not a network's."""
+
+import pytest
+
+from trenza.app.state_directory import StateDirectory, file_name
+from trenza.base.errors import UnavailableError
+from trenza.base.names import NodeId
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "state"
+
+
+def test_a_directory_that_is_held_is_refused_and_its_holder_named(path):
+    held = StateDirectory(path)
+    with pytest.raises(UnavailableError, match=r"process \d+.*trenza down"):
+        StateDirectory(path)
+    held.release()
+    StateDirectory(path).release()
+
+
+def test_a_directory_of_something_else_is_left_alone(path):
+    path.mkdir()
+    (path / "thesis.tex").touch()
+    with pytest.raises(UnavailableError, match="no network"):
+        StateDirectory(path)
+    assert [one.name for one in path.iterdir()] == ["thesis.tex"]
+
+
+def test_clearing_removes_a_networks_files_only(path):
+    held = StateDirectory(path)
+    (held.node(NodeId("Alice")) / "data").mkdir(parents=True)
+    held.book.touch()
+    (path / "notes.txt").touch()
+    held.clear()
+    assert sorted(one.name for one in path.iterdir()) == ["network.pid", "notes.txt"]
+    held.release()
+
+
+def test_taking_hold_and_letting_go_both_end_that_it_is_ready(path):
+    held = StateDirectory(path)
+    held.ready_file.touch()
+    held.release()
+    held.release()
+    assert not held.ready_file.exists()
+    assert (path / "network.pid").read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("Alice", "Alice"), ("CSIC-A", "CSIC-A"), ("../x", "..%2Fx"), ("..", "%2E%2E"), ("a:b", "a%3Ab")],
+)
+def test_a_name_is_never_a_path(name, file):
+    assert file_name(name) == file
