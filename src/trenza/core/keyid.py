@@ -111,6 +111,8 @@ def read_key_id(key_id: UUID, keys: IdKeys) -> KeyAddress:
 
 def verify_key_id(key_id: UUID, address: KeyAddress, keys: IdKeys, *, binding: bytes) -> bool:
     """Tell whether whoever holds `keys` issued `key_id` for `address` under `binding`; constant time."""
+    if _uuid(_free_bits(key_id)) != key_id:
+        return False  # version and variant carry no tag, yet the key is bound to all 128 bits
     tag = _free_bits(key_id) & _TAG_MASK
     return hmac.compare_digest(_tag(address.pack(), keys, binding).to_bytes(8, "big"), tag.to_bytes(8, "big"))
 
