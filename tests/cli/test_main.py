@@ -92,11 +92,22 @@ def test_each_shell_gets_its_completion_script(shell):
     assert "_TRENZA_COMPLETE" in result.stdout
 
 
+def completed(*words, **environment) -> list[str]:
+    asked = {"_TRENZA_COMPLETE": "bash_complete", "COMP_WORDS": " ".join(words), "COMP_CWORD": str(len(words) - 1)}
+    result = CliRunner().invoke(main, [], env=asked | environment, prog_name="trenza")
+    return [line.partition(",")[2] for line in result.stdout.split()]
+
+
 def test_completion_offers_commands():
-    result = CliRunner().invoke(
-        main,
-        [],
-        env={"_TRENZA_COMPLETE": "bash_complete", "COMP_WORDS": "trenza s", "COMP_CWORD": "1"},
-        prog_name="trenza",
-    )
-    assert result.stdout.split() == ["plain,status", "plain,sae", "plain,scenario"]
+    assert completed("trenza", "s") == ["status", "sae", "scenario"]
+
+
+def test_completion_offers_what_the_network_has(network):
+    state = {"TRENZA_STATE_DIR": str(network.state)}
+    assert completed("trenza", "status", "A", **state) == ["Alice"]
+    assert completed("trenza", "key", "get", "--from", "sae-", **state) == ["sae-alice", "sae-bob"]
+    assert completed("trenza", "up", "two") == ["two-nodes"]
+
+
+def test_completion_never_complains(tmp_path):
+    assert completed("trenza", "status", "A", XDG_STATE_HOME=str(tmp_path), TRENZA_STATE_DIR=None) == []

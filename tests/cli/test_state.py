@@ -83,7 +83,7 @@ def test_a_relative_state_home_is_ignored(home, monkeypatch):
 def test_a_network_without_a_ready_document_is_still_starting(home, held):
     held(network(home, "alive", os.getpid()))
     with pytest.raises(UnavailableError, match="still starting"):
-        the_network(None, None).ready()
+        the_network(None, None).site.ready()
 
 
 def test_a_ready_document_that_is_none_is_refused(tmp_path):

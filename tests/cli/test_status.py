@@ -43,3 +43,14 @@ def test_a_node_that_does_not_answer_spoils_nothing_but_the_exit_status(network)
     assert nodes["Alice"]["ledger"]["sequence"] == 42
     assert nodes["Bob"]["error"] == "remote-protocol"
     assert "Bob" in json.loads(result.stderr)["message"]
+
+
+def test_nodes_that_were_not_started_here_are_asked_through_a_document_that_names_their_doors(network, tmp_path):
+    both_answer(network)
+    document = json.loads((network.state / "ready.json").read_text())
+    doors = tmp_path / "madrid.json"
+    doors.write_text(json.dumps({"nodes": document["nodes"], "operator": document["operator"]}))
+    result = network.run_alone("status", "--doors", str(doors), "--json")
+    assert json.loads(result.stdout)["network"] == "madrid"
+    refused = network.run_alone("sae", "new", "x", "--node", "Alice", "--with", "y", "--doors", str(doors))
+    assert "trenza up" in refused.stderr

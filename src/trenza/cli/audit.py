@@ -13,43 +13,39 @@ from trenza.app.config import load_node_config
 from trenza.app.state_directory import file_name
 from trenza.base.errors import AuthenticationError, InvalidRequestError, TrenzaError
 from trenza.base.names import NodeId
+from trenza.cli import suggest
 from trenza.cli.doors import Doors
 from trenza.cli.ledgers import Export, Verdict, audited, fetch_ledger, public_key_in, read_export
-from trenza.cli.options import json_option, network_options, state_dir_option
+from trenza.cli.options import FindSite, json_option, network_options
 from trenza.cli.output import console, show_json, table
-from trenza.cli.state import RunningNetwork, the_network, write_whole
+from trenza.cli.state import Site, write_whole
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.command()
-@click.argument("node", required=False)
+@click.argument("node", required=False, shell_complete=suggest.nodes)
 @click.option("--file", type=_FILE, help="A ledger that `trenza ledger export` took away; needs no network.")
-@click.option("--certificate", type=_FILE, help="The certificate of the node whose ledger the file is (PEM).")
-@click.option("--network", "network_name", metavar="NAME", help="Which network, where several run.")
-@state_dir_option
+@click.option("--certificate", type=_FILE, help="The certificate with which the node signs (PEM).")
+@network_options
 @json_option
-def audit(
-    node: str | None,
-    file: Path | None,
-    certificate: Path | None,
-    network_name: str | None,
-    state_dir: Path | None,
-    as_json: bool,
-) -> None:
+def audit(node: str | None, file: Path | None, certificate: Path | None, find_site: FindSite, as_json: bool) -> None:
     """Check that no ledger entry was deleted or altered.
 
     Fetches the ledgers (all of the network, or that of NODE) and checks here that each entry follows the one before
-    it and that the ledger passes through every checkpoint that the node signed.
+    it and that the ledger passes through every checkpoint that the node signed. The certificate must come from
+    elsewhere than the ledger; of a network that `trenza up` started here, it is known.
     """
-    if file is not None:
-        if certificate is None:
-            raise click.UsageError("--file needs --certificate: the key that vouches must come from elsewhere.")
-        verdicts: dict[NodeId, Verdict | TrenzaError] = {}
+    verdicts: dict[NodeId, Verdict | TrenzaError]
+    if certificate is None and file is not None:
+        raise click.UsageError("--file needs --certificate: the key that vouches must come from elsewhere.")
+    if certificate is not None and (file is None) == (node is None):
+        raise click.UsageError("--certificate is that of one node: name NODE or --file.")
+    if file is not None and certificate is not None:
         export = read_export(file)
-        verdicts[export.node] = _judged(export, certificate)
+        verdicts = {export.node: _judged(export, certificate)}
     else:
-        verdicts = asyncio.run(_audit(the_network(network_name, state_dir), node))
+        verdicts = asyncio.run(_audit(find_site(), node, certificate))
     if as_json:
         show_json({"nodes": {name: _document(verdict) for name, verdict in verdicts.items()}})
     else:
@@ -65,17 +61,17 @@ def ledger() -> None:
 
 
 @ledger.command()
-@click.argument("node")
+@click.argument("node", shell_complete=suggest.nodes)
 @click.argument("file", type=_FILE)
 @network_options
 @json_option
-def export(node: str, file: Path, network: RunningNetwork, as_json: bool) -> None:
+def export(node: str, file: Path, find_site: FindSite, as_json: bool) -> None:
     """Write the ledger of NODE and its checkpoints to FILE, for `trenza audit --file`."""
     if file.exists():
         raise InvalidRequestError(f"{file} exists already: evidence is not overwritten, choose another name")
 
     async def fetch() -> Export:
-        async with Doors(network.ready()) as doors:
+        async with Doors(find_site().ready()) as doors:
             return await fetch_ledger(doors, doors.check(node))
 
     taken = asyncio.run(fetch())
@@ -86,22 +82,22 @@ def export(node: str, file: Path, network: RunningNetwork, as_json: bool) -> Non
         click.echo(f"{len(taken.entries)} entries of {node}: {file}")
 
 
-async def _audit(network: RunningNetwork, node: str | None) -> dict[NodeId, Verdict | TrenzaError]:
-    async with Doors(network.ready()) as doors:
+async def _audit(site: Site, node: str | None, certificate: Path | None) -> dict[NodeId, Verdict | TrenzaError]:
+    async with Doors(site.ready()) as doors:
         nodes = doors.nodes if node is None else [doors.check(node)]
 
         async def one(name: NodeId) -> Verdict | TrenzaError:
             try:
-                return _judged(await fetch_ledger(doors, name), certificate_of(network, name))
+                return _judged(await fetch_ledger(doors, name), certificate or certificate_of(site, name))
             except TrenzaError as error:
                 return error
 
         return dict(zip(nodes, await asyncio.gather(*map(one, nodes)), strict=True))
 
 
-def certificate_of(network: RunningNetwork, node: NodeId) -> Path:
+def certificate_of(site: Site, node: NodeId) -> Path:
     """Return the file of the certificate with which a node of this machine signs."""
-    return load_node_config(network.state / "nodes" / file_name(node) / "config.toml").peers.certificate
+    return load_node_config(site.own_files() / "nodes" / file_name(node) / "config.toml").peers.certificate
 
 
 def _judged(export: Export, certificate: Path) -> Verdict | TrenzaError:

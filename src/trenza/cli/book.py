@@ -16,9 +16,9 @@ from trenza.app.pki import load_officer_key
 from trenza.base.errors import InvalidDocumentError, RefusedError, StaleError, TrenzaError
 from trenza.base.names import NodeId
 from trenza.cli.doors import Doors
-from trenza.cli.options import json_option, network_options, state_dir_option
+from trenza.cli.options import FindSite, json_option, network_options
 from trenza.cli.output import console, show_json, table
-from trenza.cli.state import Ready, RunningNetwork, the_network, write_whole
+from trenza.cli.state import Ready, Site, write_whole
 from trenza.core.policy import Book, SignedBook, bytes_to_sign, message_of, mistakes_in
 from trenza.wire.management import BookTaken
 
@@ -41,12 +41,11 @@ def book() -> None:
 
 @book.command()
 @click.option("--file", type=_FILE, help="A book in a file, signed or not, in place of the network's.")
-@click.option("--network", "network_name", metavar="NAME", help="Which network, where several run.")
-@state_dir_option
+@network_options
 @json_option
-def show(file: Path | None, network_name: str | None, state_dir: Path | None, as_json: bool) -> None:
+def show(file: Path | None, find_site: FindSite, as_json: bool) -> None:
     """Show who may share keys with whom. With --json: the book as it can be edited and signed."""
-    source = file or the_network(network_name, state_dir).state / BOOK_FILE
+    source = file or find_site().own_files() / BOOK_FILE
     found = read_book(source)
     if as_json:
         show_json(found)
@@ -83,12 +82,12 @@ def sign(file: Path, key_file: Path, output: Path, bump: bool, as_json: bool) ->
 @click.argument("file", type=_FILE)
 @network_options
 @json_option
-def install(file: Path, network: RunningNetwork, as_json: bool) -> None:
+def install(file: Path, find_site: FindSite, as_json: bool) -> None:
     """Hand a signed book to every node of a network, without a restart."""
-    signed = read_signed(file)
-    installed = install_everywhere(network, signed)
+    signed, site = read_signed(file), find_site()
+    installed = install_everywhere(site, signed)
     if as_json:
-        show_json({"version": installed, "nodes": sorted(network.ready().nodes)})
+        show_json({"version": installed, "nodes": sorted(site.ready().nodes)})
     else:
         click.echo(f"Every node follows version {installed} of the policy book.")
 
@@ -137,16 +136,17 @@ def signed_by(key_file: Path, found: Book) -> SignedBook:
     return SignedBook(body, officer.sign(message_of(body)))
 
 
-def install_everywhere(network: RunningNetwork, signed: SignedBook) -> int:
-    """Hand a signed book to every node, and keep it as the network's; return its version.
+def install_everywhere(site: Site, signed: SignedBook) -> int:
+    """Hand a signed book to every node, and keep it in a network's own files; return its version.
 
     Raises:
         RefusedError: nodes refused it; nodes that did not will tell their peers all the same.
     """
-    answers = asyncio.run(_put(network.ready(), signed))
+    answers = asyncio.run(_put(site.ready(), signed))
     failed = {node: error for node, error in answers.items() if isinstance(error, TrenzaError)}
     if len(failed) < len(answers):
-        write_whole(network.state / BOOK_FILE, signed.encode())
+        if site.state is not None:
+            write_whole(site.state / BOOK_FILE, signed.encode())
         # A peer that took it a moment ago may have handed it on before we asked.
         failed = {node: error for node, error in failed.items() if not _is_stale(error)}
     if failed:

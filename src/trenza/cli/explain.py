@@ -11,11 +11,12 @@ import msgspec
 
 from trenza.base.errors import PeerUnavailableError, RefusedError, TrenzaError, UnknownKeyError
 from trenza.base.names import NodeId
+from trenza.cli import suggest
 from trenza.cli.doors import Doors
-from trenza.cli.options import json_option, network_options
+from trenza.cli.options import FindSite, json_option, network_options
 from trenza.cli.output import console, show_json, table
 from trenza.cli.records import UseTold, told
-from trenza.cli.state import RunningNetwork
+from trenza.cli.state import Site
 from trenza.cli.story import told_of
 from trenza.core.recipe import recipe_named
 from trenza.core.strand import Origin
@@ -26,13 +27,13 @@ from trenza.wire.management import ExposedKeys, Exposure, KeyStatement
 @click.argument("key_id", type=click.UUID)
 @network_options
 @json_option
-def explain(key_id: UUID, network: RunningNetwork, as_json: bool) -> None:
+def explain(key_id: UUID, find_site: FindSite, as_json: bool) -> None:
     """Tell what protected a key.
 
     Asks every node; those that issued or delivered the key answer: recipe and strands, links crossed and who saw the
     QKD bits, how the exchange was authenticated, when, and where in which ledger.
     """
-    statements = asyncio.run(_statements(network, key_id))
+    statements = asyncio.run(_statements(find_site(), key_id))
     if as_json:
         show_json({"key_ID": str(key_id), "statements": statements})
         return
@@ -42,18 +43,19 @@ def explain(key_id: UUID, network: RunningNetwork, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("node")
+@click.argument("node", shell_complete=suggest.nodes)
 @click.option("--since", metavar="TIME", help="From this moment on (2026-02-03T04:05:06Z).  [default: the beginning]")
 @click.option("--until", metavar="TIME", help="Before this moment.  [default: now]")
 @network_options
 @json_option
-def exposed(node: str, since: str | None, until: str | None, network: RunningNetwork, as_json: bool) -> None:
+def exposed(node: str, since: str | None, until: str | None, find_site: FindSite, as_json: bool) -> None:
     """List the keys whose QKD bits crossed a node.
 
     Whoever controlled NODE as a relay in that time saw these keys' QKD strands. Their other strands it did not see,
     so the list says what each key still rests on.
     """
-    found = asyncio.run(_exposed(network, node, _moment(since, "--since"), _moment(until, "--until")))
+    within = _moment(since, "--since"), _moment(until, "--until")
+    found = asyncio.run(_exposed(find_site(), node, *within))
     if as_json:
         show_json(
             {"node": node, "exposed": [{"told_by": teller, **msgspec.to_builtins(one)} for teller, one in found]}
@@ -66,8 +68,8 @@ def exposed(node: str, since: str | None, until: str | None, network: RunningNet
     console().print(table(columns, [_row(teller, one) for teller, one in found]))
 
 
-async def _statements(network: RunningNetwork, key_id: UUID) -> list[KeyStatement]:
-    async with Doors(network.ready()) as doors:
+async def _statements(site: Site, key_id: UUID) -> list[KeyStatement]:
+    async with Doors(site.ready()) as doors:
         answers = await doors.ask_all(f"/v1/keys/{key_id}", KeyStatement)
     known = [answer for answer in answers.values() if isinstance(answer, KeyStatement)]
     if known:
@@ -80,10 +82,8 @@ async def _statements(network: RunningNetwork, key_id: UUID) -> list[KeyStatemen
     )
 
 
-async def _exposed(
-    network: RunningNetwork, node: str, since: str | None, until: str | None
-) -> list[tuple[NodeId, ExposedKeys]]:
-    async with Doors(network.ready()) as doors:
+async def _exposed(site: Site, node: str, since: str | None, until: str | None) -> list[tuple[NodeId, ExposedKeys]]:
+    async with Doors(site.ready()) as doors:
         relay = doors.check(node)
         query = {"node": relay, "since": since, "until": until}
         answers = await doors.ask_all("/v1/exposed", Exposure, query=query)

@@ -16,10 +16,11 @@ import click
 from trenza.base.errors import InvalidRequestError, RefusedError, RemoteProtocolError
 from trenza.base.names import SaeId
 from trenza.base.units import bits_of_bytes
+from trenza.cli import suggest
 from trenza.cli.doors import client_of, context_of
-from trenza.cli.options import json_option, network_options
+from trenza.cli.options import FindSite, json_option, network_options
 from trenza.cli.output import console, show_json, table
-from trenza.cli.state import Ready, RunningNetwork
+from trenza.cli.state import Ready
 from trenza.net.http_client import HttpClient
 from trenza.wire import etsi014
 from trenza.wire.etsi014 import Demands, Key, KeyRequest, Method
@@ -34,8 +35,12 @@ def key() -> None:
 
 
 @key.command()
-@click.option("--from", "initiator", metavar="SAE", required=True, help="Who asks for the keys.")
-@click.option("--to", "target", metavar="SAE", required=True, help="Who fetches them by their IDs.")
+@click.option(
+    "--from", "initiator", metavar="SAE", required=True, help="Who asks for the keys.", shell_complete=suggest.saes
+)
+@click.option(
+    "--to", "target", metavar="SAE", required=True, help="Who fetches them by their IDs.", shell_complete=suggest.saes
+)
 @click.option("--number", type=click.IntRange(1), default=1, show_default=True, help="How many.")
 @click.option("--size", type=click.IntRange(8), metavar="BITS", help="Of each, in bits.  [default: the policy's]")
 @click.option("--recipe", metavar="NAME", help="Insist on this recipe: no other is taken.")
@@ -49,7 +54,7 @@ def get(
     size: int | None,
     recipe: str | None,
     show_key: bool,
-    network: RunningNetwork,
+    find_site: FindSite,
     as_json: bool,
 ) -> None:
     """Get keys for two applications, at both ends, and compare them.
@@ -57,7 +62,7 @@ def get(
     The first application asks its node for new keys, the second asks its own node for the same keys by their IDs.
     """
     request = KeyRequest(number=number, size=size, mandatory=Demands(recipe=recipe))
-    fetched = asyncio.run(_fetch(network.ready(), SaeId(initiator), SaeId(target), request))
+    fetched = asyncio.run(_fetch(find_site().ready(), SaeId(initiator), SaeId(target), request))
     try:
         document = fetched.document(with_keys=show_key)
         if as_json:

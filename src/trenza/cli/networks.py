@@ -10,6 +10,7 @@ from typing import Any, Final
 import click
 
 from trenza.base.errors import UnavailableError
+from trenza.cli import suggest
 from trenza.cli.options import json_option, state_dir_option
 from trenza.cli.output import console, show_json, table
 from trenza.cli.state import RunningNetwork, running_in, running_networks, the_network
@@ -33,7 +34,7 @@ def ps(as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=suggest.running)
 @state_dir_option
 @click.option(
     "--timeout", type=click.FloatRange(0), default=30.0, show_default=True, metavar="SECONDS", help="Then give up."
@@ -61,11 +62,11 @@ def down(name: str | None, state_dir: Any, timeout: float, as_json: bool) -> Non
 
 
 def _row(network: RunningNetwork) -> dict[str, Any]:
-    ready = network.is_ready
+    ready = network.site.ready_file.is_file()
     return {
         "name": network.name,
         "state": "ready" if ready else "starting",
-        "nodes": len(network.ready().nodes) if ready else 0,
+        "nodes": len(network.site.ready().nodes) if ready else 0,
         "pid": network.pid,
         "since": network.since.isoformat(timespec="seconds"),
         "directory": str(network.state),

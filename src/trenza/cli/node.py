@@ -21,11 +21,11 @@ from trenza.app.devices import build_devices
 from trenza.app.process import forbid_core_dumps, loop_factory, raise_file_limit
 from trenza.base.errors import TrenzaError, UnavailableError
 from trenza.base.names import NodeId
+from trenza.cli import suggest
 from trenza.cli.doors import Doors
-from trenza.cli.options import json_option, network_options
+from trenza.cli.options import FindSite, json_option, network_options
 from trenza.cli.output import show_json
 from trenza.cli.signals import stop_on_signals
-from trenza.cli.state import RunningNetwork
 from trenza.wire.management import Reloaded
 
 _FILES: Final = 8_192
@@ -50,17 +50,17 @@ def node(ctx: click.Context, config_file: Path | None) -> None:
 
 
 @node.command()
-@click.argument("node", required=False)
+@click.argument("node", required=False, shell_complete=suggest.nodes)
 @network_options
 @json_option
-def reload(node: str | None, network: RunningNetwork, as_json: bool) -> None:
+def reload(node: str | None, find_site: FindSite, as_json: bool) -> None:
     """Let NODE, or every node, read its configuration anew.
 
     Links come and go, new connections get the new certificates, settings and a newer policy book are followed.
     """
 
     async def ask() -> dict[NodeId, Reloaded | TrenzaError]:
-        async with Doors(network.ready()) as doors:
+        async with Doors(find_site().ready()) as doors:
             nodes = None if node is None else [doors.check(node)]
             return await doors.ask_all("/v1/reload", Reloaded, nodes=nodes, method="POST")
 

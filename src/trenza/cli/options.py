@@ -5,9 +5,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from trenza.cli import suggest
+
+if TYPE_CHECKING:  # what it imports takes longer than answering --help
+    from trenza.cli.state import Site
+
+FindSite = Callable[[], "Site"]
+"""Finds the network that the options mean; raises TrenzaErrors where there is none."""
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -23,14 +31,34 @@ state_dir_option = click.option(
 
 
 def network_options(command: _Command) -> _Command:
-    """Add --network and --state-dir; the command is handed `network`, a network that runs."""
+    """Add --network, --state-dir and --doors; the command is handed `find_site`, which finds what they mean."""
 
-    @click.option("--network", "network_name", metavar="NAME", help="Which network, where several run.")
+    @click.option(
+        "--network",
+        "network_name",
+        metavar="NAME",
+        help="Which network, where several run.",
+        shell_complete=suggest.running,
+    )
     @state_dir_option
+    @click.option(
+        "--doors",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        envvar="TRENZA_DOORS",
+        show_envvar=True,
+        help="A document like ready.json, for nodes that `trenza up` did not start.",
+    )
     @functools.wraps(command)
-    def with_network(*args: Any, network_name: str | None, state_dir: Path | None, **options: Any) -> Any:
-        from trenza.cli.state import the_network
+    def with_network(
+        *args: Any, network_name: str | None, state_dir: Path | None, doors: Path | None, **options: Any
+    ) -> Any:
+        def find_site() -> Site:
+            from trenza.cli.state import Site, the_network
 
-        return command(*args, network=the_network(network_name, state_dir), **options)
+            if doors is not None:
+                return Site(doors.stem, doors.absolute())
+            return the_network(network_name, state_dir).site
+
+        return command(*args, find_site=find_site, **options)
 
     return with_network  # type: ignore[return-value]

@@ -48,10 +48,15 @@ def picture_of(view: NetworkView, *, height: int) -> RenderableType:
 
 
 def _links(links: Sequence[LinkView], most: int) -> Table:
-    drawn = table(("link", "state", "rate ", "stock →", "", "stock ←", ""), ())
+    drawn = table(("link", "between", "state", "rate ", "stock →", "", "stock ←", ""), ())
     for link in sorted(links, key=lambda link: (link.state == RUNNING, min(link.stock)))[:most]:
         style = "green" if link.state == RUNNING else "red"
-        cells: list[RenderableType] = [link.name, Text(link.state, style=style), amount(link.rate, "bit/s")]
+        cells: list[RenderableType] = [
+            link.name,
+            " - ".join(link.ends),
+            Text(link.state, style=style),
+            amount(link.rate, "bit/s"),
+        ]
         for bits in link.stock:
             cells += [_bar(bits, _FULL_LINK_BITS), amount(bits, "bit")]
         drawn.add_row(*cells)

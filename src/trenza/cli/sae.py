@@ -17,10 +17,11 @@ from trenza.app.pki import CertificateAuthority, sae_uri
 from trenza.app.state_directory import file_name
 from trenza.base.errors import InvalidDocumentError, InvalidRequestError
 from trenza.base.names import NodeId, SaeId, is_name
+from trenza.cli import suggest
 from trenza.cli.book import BOOK_FILE, install_everywhere, read_book, signed_by
-from trenza.cli.options import json_option, network_options
+from trenza.cli.options import FindSite, json_option, network_options
 from trenza.cli.output import show_json
-from trenza.cli.state import READY_FILE, RunningNetwork, write_whole
+from trenza.cli.state import Site, write_whole
 from trenza.core.policy import Book, Rule, SaeEntry
 
 AUTHORITY: Final = ("pki/application-ca.pem", "pki/application-ca.key")
@@ -34,25 +35,35 @@ def sae() -> None:
 
 @sae.command()
 @click.argument("name")
-@click.option("--node", required=True, metavar="NODE", help="The node that serves it.")
-@click.option("--with", "partners", required=True, multiple=True, metavar="SAE", help="With whom it may share keys.")
+@click.option("--node", required=True, metavar="NODE", help="The node that serves it.", shell_complete=suggest.nodes)
+@click.option(
+    "--with",
+    "partners",
+    required=True,
+    multiple=True,
+    metavar="SAE",
+    help="With whom it may share keys; may be repeated.",
+    shell_complete=suggest.saes,
+)
 @click.option("--policy", metavar="NAME", help="Under which policy.  [default: the book's first]")
 @network_options
 @json_option
 def new(
-    name: str, node: str, partners: tuple[str, ...], policy: str | None, network: RunningNetwork, as_json: bool
+    name: str, node: str, partners: tuple[str, ...], policy: str | None, find_site: FindSite, as_json: bool
 ) -> None:
     """Add an application: its certificate, its entry in the policy book, its rules.
 
     Nothing restarts. `trenza key get --from NAME --to SAE` works as soon as the nodes have filled its pool.
     """
-    before = read_book(network.state / BOOK_FILE)
+    site = find_site()
+    own = site.own_files()
+    before = read_book(own / BOOK_FILE)
     after = with_sae(before, SaeId(name), NodeId(node), [SaeId(one) for one in partners], policy)
-    files = _issue(network.state, SaeId(name))
-    version = install_everywhere(network, signed_by(network.state / OFFICER_KEY, after))
-    document = _ready_document(network)
+    files = _issue(own, SaeId(name))
+    version = install_everywhere(site, signed_by(own / OFFICER_KEY, after))
+    document = _ready_document(site)
     document["saes"][name] = {"node": node, **{key: str(path) for key, path in files.items()}}
-    _write_ready(network, document)
+    _write_ready(site, document)
     if as_json:
         show_json({"sae": name, "book_version": version, **document["saes"][name]})
         return
@@ -62,18 +73,20 @@ def new(
 
 
 @sae.command()
-@click.argument("name")
+@click.argument("name", shell_complete=suggest.saes)
 @network_options
 @json_option
-def revoke(name: str, network: RunningNetwork, as_json: bool) -> None:
+def revoke(name: str, find_site: FindSite, as_json: bool) -> None:
     """Take an application away: its rules, its entry, and its certificate's validity."""
-    document = _ready_document(network)
+    site = find_site()
+    own = site.own_files()
+    document = _ready_document(site)
     told = document["saes"].get(name)
     certificate = Path(told["certificate"]) if told else None
-    after = without_sae(read_book(network.state / BOOK_FILE), SaeId(name), certificate)
-    version = install_everywhere(network, signed_by(network.state / OFFICER_KEY, after))
+    after = without_sae(read_book(own / BOOK_FILE), SaeId(name), certificate)
+    version = install_everywhere(site, signed_by(own / OFFICER_KEY, after))
     document["saes"].pop(name, None)
-    _write_ready(network, document)
+    _write_ready(site, document)
     if as_json:
         show_json({"sae": name, "book_version": version, "revoked": True})
     else:
@@ -146,13 +159,13 @@ def _issue(state: Path, name: SaeId) -> dict[str, Path]:
     return issued
 
 
-def _ready_document(network: RunningNetwork) -> dict[str, Any]:
+def _ready_document(site: Site) -> dict[str, Any]:
     """Return the whole document: what others added to it stays."""
-    network.ready()
-    document = msgspec.json.decode((network.state / READY_FILE).read_bytes())
+    site.ready()
+    document = msgspec.json.decode((site.ready_file).read_bytes())
     assert isinstance(document, dict)
     return document
 
 
-def _write_ready(network: RunningNetwork, document: dict[str, Any]) -> None:
-    write_whole(network.state / READY_FILE, msgspec.json.format(msgspec.json.encode(document), indent=2))
+def _write_ready(site: Site, document: dict[str, Any]) -> None:
+    write_whole(site.ready_file, msgspec.json.format(msgspec.json.encode(document), indent=2))

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from trenza.app.scenario import Scenario, known_scenarios, load_scenario
+from trenza.cli import suggest
 from trenza.cli.options import json_option
 from trenza.cli.output import console, show_json, table
 
@@ -31,7 +32,7 @@ def list_(as_json: bool) -> None:
 
 
 @scenario.command()
-@click.argument("scenario", metavar="SCENARIO")
+@click.argument("scenario", metavar="SCENARIO", shell_complete=suggest.scenarios)
 @json_option
 def check(scenario: str, as_json: bool) -> None:
     """Check a scenario: a file, or the name of one that comes with Trenza. All its mistakes are listed."""

@@ -49,9 +49,39 @@ class Ready(msgspec.Struct, frozen=True):
     """`ready.json`: where everything of a network is, once all of it is ready."""
 
     nodes: dict[NodeId, NodeDoors]
-    saes: dict[SaeId, SaeFiles]
     operator: Files
-    scenario: str = ""
+    saes: dict[SaeId, SaeFiles] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A network to talk to: one that `trenza up` started here, or one whose doors a document names."""
+
+    name: str
+    ready_file: Path
+    state: Path | None = None
+    """The files of a network of this machine, which hold what only a demo keeps in one place."""
+
+    def ready(self) -> Ready:
+        """Return where its doors are, and the files that open them.
+
+        Raises:
+            UnavailableError: it is still starting.
+        """
+        return read_ready(self.ready_file)
+
+    def own_files(self) -> Path:
+        """Return the state directory.
+
+        Raises:
+            InvalidRequestError: the network was not started by `trenza up` on this machine.
+        """
+        if self.state is None:
+            raise InvalidRequestError(
+                "this needs the files of a network that `trenza up` started here; on real sites the key officer "
+                "signs the policy book (trenza book --help)"
+            )
+        return self.state
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +94,8 @@ class RunningNetwork:
     since: datetime
 
     @property
-    def is_ready(self) -> bool:
-        return (self.state / READY_FILE).is_file()
-
-    def ready(self) -> Ready:
-        """Return where its doors and files are.
-
-        Raises:
-            UnavailableError: it is still starting.
-        """
-        return read_ready(self.state / READY_FILE)
+    def site(self) -> Site:
+        return Site(self.name, self.state / READY_FILE, self.state)
 
 
 def state_home() -> Path:

@@ -12,25 +12,27 @@ from rich.console import Console
 
 from trenza.base.errors import PeerUnavailableError, TrenzaError
 from trenza.base.names import NodeId
+from trenza.cli import suggest
 from trenza.cli.doors import Doors
-from trenza.cli.options import json_option, network_options
+from trenza.cli.options import FindSite, json_option, network_options
 from trenza.cli.output import amount, console, show_json, table
-from trenza.cli.state import RunningNetwork
+from trenza.cli.state import Site
 from trenza.wire.management import LinkStatus, NodeStatus
 
 
 @click.command()
-@click.argument("node", required=False)
+@click.argument("node", required=False, shell_complete=suggest.nodes)
 @network_options
 @json_option
-def status(node: str | None, network: RunningNetwork, as_json: bool) -> None:
+def status(node: str | None, find_site: FindSite, as_json: bool) -> None:
     """Show nodes, pools, links and troubles.
 
     Asks every node at once, or NODE alone, which then tells its connections and counters too.
     """
-    answers = asyncio.run(_ask(network, node))
+    site = find_site()
+    answers = asyncio.run(_ask(site, node))
     if as_json:
-        show_json({"network": network.name, "nodes": {name: _document(answer) for name, answer in answers.items()}})
+        show_json({"network": site.name, "nodes": {name: _document(answer) for name, answer in answers.items()}})
     else:
         _show(console(), answers, detailed=node is not None)
     silent = [name for name, answer in answers.items() if isinstance(answer, TrenzaError)]
@@ -38,8 +40,8 @@ def status(node: str | None, network: RunningNetwork, as_json: bool) -> None:
         raise PeerUnavailableError(f"{', '.join(silent)} did not answer: look at what that process prints")
 
 
-async def _ask(network: RunningNetwork, node: str | None) -> Mapping[NodeId, NodeStatus | TrenzaError]:
-    async with Doors(network.ready()) as doors:
+async def _ask(site: Site, node: str | None) -> Mapping[NodeId, NodeStatus | TrenzaError]:
+    async with Doors(site.ready()) as doors:
         nodes = None if node is None else [doors.check(node)]
         return await doors.ask_all("/v1/status", NodeStatus, nodes=nodes)
 

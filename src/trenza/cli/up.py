@@ -18,6 +18,7 @@ import msgspec
 from trenza.app.network import Network
 from trenza.app.process import loop_factory
 from trenza.app.scenario import Scenario, load_scenario
+from trenza.cli import suggest
 from trenza.cli.first_key import first_key_lines
 from trenza.cli.options import state_dir_option
 from trenza.cli.screen import Screen, screen_for
@@ -28,7 +29,7 @@ _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 @click.command()
-@click.argument("scenario")
+@click.argument("scenario", shell_complete=suggest.scenarios)
 @click.option(
     "--ready-file",
     type=click.Path(dir_okay=False, path_type=Path),
