@@ -18,6 +18,8 @@ from trenza.core.policy import Book, SignedBook
 from trenza.kms.ports import KeyAgreement, LinkDevice, LinkTelemetry, Peers, Sealer, Signer, Store, Verifier
 from trenza.wire.peer import Presence
 
+_FORMER_BOOKS = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -92,7 +94,7 @@ class Context:
     presence: Presence = field(default_factory=lambda: Presence(0, 0, bytes(16)))
     signed_book: SignedBook | None = None
     _book: Book | None = None
-    former_book: Book | None = None  # keys issued under it may still be fetched
+    former_books: tuple[Book, ...] = ()  # newest first; keys issued under them may still be fetched
     links: dict[LinkId, LinkEnd] = field(default_factory=dict)
     sessions: dict[NodeId, Session] = field(default_factory=dict)
     counters: Counter[str] = field(default_factory=Counter)  # names in docs/reference/metrics.md
@@ -114,7 +116,9 @@ class Context:
         return self._book is not None
 
     def set_book(self, book: Book, signed: SignedBook) -> None:
-        self.former_book, self._book = self._book, book
+        if self._book is not None:
+            self.former_books = (self._book, *self.former_books)[:_FORMER_BOOKS]
+        self._book = book
         self.signed_book = signed
 
     def session(self, peer: NodeId) -> Session:

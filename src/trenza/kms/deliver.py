@@ -61,12 +61,14 @@ class Delivery:
             raise UnauthorisedError("this SAE is served by another node")
         return cached
 
-    def _former_policy(self, pair: Pair) -> Policy | None:
-        former = self._ctx.former_book
-        if former is None:
-            return None
-        policy = former.policy_between(pair.initiator.name, pair.target.name)
-        return None if policy is None or policy.digest == pair.policy.digest else policy
+    def _former_policies(self, pair: Pair) -> list[Policy]:
+        """Return what else the pair's keys were made under lately, newest first."""
+        found: dict[bytes, Policy] = {}
+        for book in self._ctx.former_books:
+            policy = book.policy_between(pair.initiator.name, pair.target.name)
+            if policy is not None and policy.digest != pair.policy.digest:
+                found.setdefault(policy.digest, policy)
+        return list(found.values())
 
     # --- status
 
@@ -252,7 +254,7 @@ class Delivery:
             for key_id in waiting:
                 self._wrapped.reserve(key_id, pair.initiator.name, caller)
                 reserved.append(key_id)
-            found = self._slots.find(pair, self._former_policy(pair), addressed) if addressed else []
+            found = self._slots.find(pair, self._former_policies(pair), addressed) if addressed else []
         except TrenzaError:
             for key_id in reserved:
                 self._wrapped.release(key_id, caller)

@@ -12,12 +12,14 @@ from uuid import UUID
 import msgspec
 
 from trenza.base.errors import UnknownKeyError
-from trenza.base.names import NodeId
+from trenza.base.names import NodeId, SaeId
 from trenza.base.units import Nanoseconds
+from trenza.core.keyid import KeyAddress, pair_binding, read_key_id, verify_key_id
 from trenza.core.provenance import KeyRecord, SegmentRecord, WrapRecord, segment_digest
 from trenza.core.recipe import recipe_of_code
 from trenza.kms.context import Context
 from trenza.kms.ports import LedgerEntry, LedgerQuery
+from trenza.kms.sessions import Sessions
 from trenza.kms.slots import Slots, window_term
 
 
@@ -56,8 +58,9 @@ class Exposed:
 class Explain:
     """Queries over this node's ledger."""
 
-    def __init__(self, ctx: Context, *, slots: Slots) -> None:
+    def __init__(self, ctx: Context, *, sessions: Sessions, slots: Slots) -> None:
         self._ctx = ctx
+        self._sessions = sessions
         self._slots = slots
 
     async def key(self, key_id: UUID) -> Explanation:
@@ -69,35 +72,54 @@ class Explain:
         drawn = await self._ctx.store.entries(LedgerQuery(term=f"key:{key_id}"))
         if drawn:
             return self._of_drawn(key_id, drawn)
+        used = await self._used(key_id)
+        if used is not None:
+            return used
         owner = self._slots.owner(key_id)
-        if owner is None:
+        segment_id = None if owner is None else self._slots.segment_of_window(owner.peer, owner.address.window)
+        if owner is None or segment_id is None:
             raise UnknownKeyError(f"node {self._ctx.name} cannot tell whose key {key_id} is")
-        entries = await self._all(LedgerQuery(term=window_term(owner.peer, owner.address.window)))
-        kind = "issued" if owner.issued_here else "delivered"
-        events: list[KeyEvent] = []
-        for entry in entries:
-            record = msgspec.msgpack.decode(entry.body, type=KeyRecord)
-            mine = (record.initiator, record.target) == (owner.pair.initiator.name, owner.pair.target.name)
-            if entry.kind == kind and mine and owner.address.slot in record.slots:
-                events.append(KeyEvent(entry.kind, entry.time, entry.sequence, record))
-        segment = await self._segment_of(events, owner.peer, owner.address.window)
-        if segment is None:
-            raise UnknownKeyError(f"node {self._ctx.name} has no record of the strands of key {key_id}")
-        recipe = recipe_of_code(owner.address.recipe)
-        return Explanation(key_id, self._ctx.name, recipe.name, owner.address.size, tuple(events), *segment)
+        return await self._explained(key_id, owner.address, (), segment_id)
 
-    async def _segment_of(
-        self, events: list[KeyEvent], peer: NodeId, window: int
-    ) -> tuple[SegmentRecord, bytes] | None:
-        segment = next((one.record.segment for one in events if isinstance(one.record, KeyRecord)), None)
-        if segment is None:
-            segment = self._slots.segment_of_window(peer, window)
-        if segment is None:
-            return None
+    async def _used(self, key_id: UUID) -> Explanation | None:
+        """Explain a key that this node issued or delivered, whatever book was in force then."""
+        for peer in self._sessions.peers_with_keys:
+            for keys in self._sessions.id_keys(peer):
+                for kind, side in (("issued", keys.mine), ("delivered", keys.theirs)):
+                    address = read_key_id(key_id, side)
+                    found = [
+                        (entry, record)
+                        for entry, record in await self._records(peer, address, kind)
+                        if verify_key_id(key_id, address, side, binding=self._binding(peer, kind, record))
+                    ]
+                    if found:
+                        events = tuple(KeyEvent(one.kind, one.time, one.sequence, record) for one, record in found)
+                        return await self._explained(key_id, address, events, found[0][1].segment)
+        return None
+
+    async def _records(self, peer: NodeId, address: KeyAddress, kind: str) -> list[tuple[LedgerEntry, KeyRecord]]:
+        """Return the entries of one kind that name this slot of a window as a key's first."""
+        term = window_term(peer, address.window)
+        decoded = [
+            (entry, msgspec.msgpack.decode(entry.body, type=KeyRecord))
+            for entry in await self._all(LedgerQuery(term=term, kind=kind))
+        ]
+        return [(entry, record) for entry, record in decoded if address.slot in record.slots]
+
+    def _binding(self, peer: NodeId, kind: str, record: KeyRecord) -> bytes:
+        issuer, holder = (self._ctx.name, peer) if kind == "issued" else (peer, self._ctx.name)
+        initiator, target = SaeId(record.initiator), SaeId(record.target)
+        return pair_binding(issuer, holder, initiator, target, policy_digest=record.policy_digest)
+
+    async def _explained(
+        self, key_id: UUID, address: KeyAddress, events: tuple[KeyEvent, ...], segment: bytes
+    ) -> Explanation:
         entries = await self._ctx.store.entries(LedgerQuery(term=f"segment:{segment.hex()}", kind="segment"))
         if not entries:
-            return None
-        return SegmentRecord.decode(entries[0].body), segment_digest(entries[0].body)
+            raise UnknownKeyError(f"node {self._ctx.name} has no record of the strands of key {key_id}")
+        recipe, body = recipe_of_code(address.recipe), entries[0].body
+        record, digest = SegmentRecord.decode(body), segment_digest(body)
+        return Explanation(key_id, self._ctx.name, recipe.name, address.size, events, record, digest)
 
     def _of_drawn(self, key_id: UUID, entries: list[LedgerEntry]) -> Explanation:
         events = tuple(

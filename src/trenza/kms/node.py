@@ -79,7 +79,7 @@ class Node:
         self.slots = Slots(ctx, sessions=self.sessions, pools=self.pools, fill=self.fill)
         self.wrapped = Wrapped(ctx, slots=self.slots)
         self.delivery = Delivery(ctx, slots=self.slots, wrapped=self.wrapped)
-        self.explain = Explain(ctx, slots=self.slots)
+        self.explain = Explain(ctx, sessions=self.sessions, slots=self.slots)
         self.notary = Notary(ctx)
         self.sessions.on_new_life = self._drop_all
         self.slots.on_low = self._restock
@@ -87,6 +87,7 @@ class Node:
         self._tasks: dict[Hashable, asyncio.Task[None]] = {}
         self._kicks: dict[Hashable, asyncio.Event] = {}
         self._group: asyncio.TaskGroup | None = None
+        self._installing = asyncio.Lock()
         self._started = False
 
     # --- life
@@ -142,10 +143,11 @@ class Node:
 
     async def _load_book(self, signed: SignedBook | None) -> None:
         ctx = self.ctx
-        value = await ctx.store.get(Table.META, rows.BOOK)
-        if value is not None:
-            stored = SignedBook.decode(value)
-            ctx.set_book(open_book(stored, officer=ctx.officer, newer_than=0), stored)
+        for key in (rows.FORMER_BOOK, rows.BOOK):
+            value = await ctx.store.get(Table.META, key)
+            if value is not None:
+                stored = SignedBook.decode(value)
+                ctx.set_book(open_book(stored, officer=ctx.officer, newer_than=0), stored)
         if signed is not None:
             try:
                 await self.install_book(signed)
@@ -162,9 +164,13 @@ class Node:
             AuthenticationError, StaleError, InvalidDocumentError: it is not the officer's, not newer, or not sound.
         """
         ctx = self.ctx
-        book = open_book(signed, officer=ctx.officer, newer_than=ctx.book.version if ctx.has_book else 0)
-        await ctx.store.commit([Put(Table.META, rows.BOOK, signed.encode())])
-        ctx.set_book(book, signed)
+        async with self._installing:  # several peers may bring the same book at once
+            book = open_book(signed, officer=ctx.officer, newer_than=ctx.book.version if ctx.has_book else 0)
+            changes = [Put(Table.META, rows.BOOK, signed.encode())]
+            if ctx.signed_book is not None:
+                changes.append(Put(Table.META, rows.FORMER_BOOK, ctx.signed_book.encode()))
+            await ctx.store.commit(changes)
+            ctx.set_book(book, signed)
         ctx.counters["books_installed"] += 1
         self._reconcile()
         return book.version

@@ -15,6 +15,7 @@ from trenza.wire.peer import Presence
 
 SELF = b"self"
 BOOK = b"book"
+FORMER_BOOK = b"former book"
 
 
 class SelfRow(msgspec.Struct, frozen=True, array_like=True):

@@ -225,19 +225,19 @@ class Slots:
 
     # --- fetching
 
-    def find(self, pair: Pair, former: Policy | None, key_ids: Sequence[UUID]) -> list[Found]:
+    def find(self, pair: Pair, former: Sequence[Policy], key_ids: Sequence[UUID]) -> list[Found]:
         """Find and reserve the slots of every key ID, or of none.
 
         Args:
             pair: who says it is the target, and whom it names as initiator.
-            former: the pair's policy in the book before this one, under which a key may still have been issued.
+            former: the pair's policies in the books before this one, under which a key may still have been issued.
             key_ids: each once.
 
         Raises:
             UnauthorisedError: one of them is a genuine ID of another pair.
             UnknownKeyError: one of them cannot be returned: never issued, expired, void, or delivered before.
         """
-        pairs = [pair] if former is None else [pair, Pair(pair.initiator, pair.target, former)]
+        pairs = [pair, *(Pair(pair.initiator, pair.target, policy) for policy in former)]
         located = [self._locate(pairs, key_id) for key_id in key_ids]
         if any(
             found is None and self._is_of_other(pair, key_id) for found, key_id in zip(located, key_ids, strict=True)
@@ -311,8 +311,8 @@ class Slots:
         for one in found:
             peer = one.pair.initiator.node
             changes += [Insert(Table.DELIVERED, delivered_key(peer, one.window.number, slot)) for slot in one.slots]
-        for (number, recipe, size), group in groupby(
-            found, key=lambda one: (one.window.number, one.recipe, one.address.size)
+        for (number, recipe, size, _), group in groupby(
+            found, key=lambda one: (one.window.number, one.recipe, one.address.size, one.pair.policy.digest)
         ):
             some = list(group)
             first = some[0]

@@ -332,7 +332,7 @@ class Wrapped:
             raise UnauthorisedError("the policy book does not let this pair share keys")
         if initiator.node != peer or target.node != ctx.name:
             raise UnauthorisedError("one of the SAEs is not served by the node that should serve it")
-        found = self._slots.find(Pair(initiator, target, policy), None, [UUID(bytes=offer.braid_id)])
+        found = self._slots.find(Pair(initiator, target, policy), (), [UUID(bytes=offer.braid_id)])
         (braid,) = await self._slots.deliver(found, tls_group="")
         key: Secret | None = None
         try:
