@@ -207,7 +207,7 @@ class _Link(FramedProtocol):
         self.peer: PeerIdentity | None = None
         self._writable = asyncio.Event()
         self._writable.set()
-        self.last_heard = self._loop.time()
+        self.times_heard = 0
         self.heard = False
         self.lost = asyncio.Event()
 
@@ -244,7 +244,7 @@ class _Link(FramedProtocol):
         self._writable.set()
 
     def data_received(self, data: bytes) -> None:
-        self.last_heard = self._loop.time()
+        self.times_heard += 1
         self.heard = True
         super().data_received(data)
 
@@ -351,24 +351,23 @@ class RpcClient:
             RemoteProtocolError: the other node sent nonsense; what it did is unknown.
         """
         link: _Link | None = None
-        asked_at: float | None = None
-        loop = asyncio.get_running_loop()
+        heard_before: int | None = None  # a count, since two moments may be the same on a coarse clock
         try:
             async with asyncio.timeout(timeout_s), self._turn:
                 link = await self._usable_link()
                 if not link.fits(body):
                     raise ValueError(f"a request of {len(body)} bytes does not fit into a frame")
-                asked_at = loop.time()
+                heard_before = link.times_heard
                 correlation, answer = link.ask(body)
                 try:
                     return await answer
                 finally:
                     link.forget(correlation)
         except TimeoutError as error:
-            if link is not None and asked_at is not None and link.last_heard < asked_at:
+            if link is not None and link.times_heard == heard_before:
                 link.abort()  # nothing came back at all: the next call shall not wait on a dead connection
             raise PeerUnavailableError(
-                f"{self._name} did not answer in {timeout_s} s", sent=asked_at is not None
+                f"{self._name} did not answer in {timeout_s} s", sent=heard_before is not None
             ) from error
 
     async def aclose(self) -> None:
