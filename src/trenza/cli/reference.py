@@ -16,7 +16,7 @@ What `--help` says of every command, and nothing else: `python -m trenza.cli.ref
 compares the two.
 
 - `--json` prints one JSON document on the output stream. A failure is then one JSON document on the error stream,
-  `{"error": CODE, "message": SENTENCE}`; the codes are stable.
+  `{"error": CODE, "message": SENTENCE}`; the codes are those of [errors.md](errors.md).
 - Exit status: 0 done, 1 refused or failed, 2 not understood, 130 interrupted.
 - Key bits are printed by `trenza key get --show-key` and by nothing else.
 - Where one network runs on this machine, no command needs to be told which.
