@@ -19,6 +19,7 @@ from cryptography import x509
 from trenza.app.network import Network
 from trenza.app.pki import CertificateAuthority, load_officer_key, node_uri
 from trenza.app.scenario import load_scenario
+from trenza.app.serve import serve_devices, serve_node
 from trenza.base.errors import UnavailableError
 from trenza.core.policy import SignedBook, bytes_to_sign, message_of
 from trenza.net.http_client import HttpClient
@@ -299,5 +300,49 @@ def test_a_certificate_that_the_book_revokes_opens_no_door_any_more(state):
             with pytest.raises((ssl.SSLError, OSError, http.client.HTTPException)):
                 await asyncio.to_thread(ask_as, ready, "sae-alice", "/api/v1/keys/sae-bob/status")
             await until(lambda: network.nodes["Bob"].node.ctx.book.version == 2)  # told by its peer
+
+    run(story())
+
+
+def test_each_node_and_the_devices_run_alone_from_the_same_files(state):
+    async def story():
+        async with running(state) as (_, ready):
+            pass  # the files stay
+        stop = asyncio.Event()
+        said = []
+        async with asyncio.TaskGroup() as group:
+            group.create_task(serve_devices(state / "devices.toml", stop, ready=said.append))
+            for node in ("Alice", "Bob"):
+                group.create_task(serve_node(state / "nodes" / node / "config.toml", stop, ready=said.append))
+            await until(lambda: len(said) == 3)
+            path = "/api/v1/keys/sae-bob/enc_keys"
+            while (await asyncio.to_thread(ask_as, ready, "sae-alice", path))[0] == 503:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)  # the nodes meet again
+            assert (await ask_operator(ready, "Alice", "/v1/health"))[0] == 200
+            _, here, there = await fetch_pair(ready)
+            assert here["key"] == there["key"]
+            stop.set()
+
+    run(story())
+
+
+def test_a_node_whose_story_crashes_is_started_again(state, caplog):
+    async def story():
+        async with running(state) as (network, ready):
+            stop = asyncio.Event()
+            keeping = asyncio.create_task(network.run(stop))
+            before = network.nodes["Bob"]
+
+            async def broken():
+                raise ZeroDivisionError
+
+            before.node.levels.tick = broken
+            await until(lambda: network.nodes["Bob"] is not before and network.nodes["Bob"].is_running)
+            await until(lambda: not network._missing())
+            _, here, there = await fetch_pair(ready)
+            assert here["key"] == there["key"]
+            stop.set()
+            await keeping
+            assert "node Bob failed and is started again" in caplog.text
 
     run(story())

@@ -91,16 +91,16 @@ class Network:
         self.devices = await build_devices(load_device_host_config(self._state.devices))
         for number, name in enumerate(names, 1):
             progress(f"opening nodes: {number} of {len(names)}")
-            await self._open(name)
+            self.nodes[name] = await self._opened(name)
         for running in self.nodes.values():
             await running.start()
         await self._until_ready(progress)
         self._since = time.monotonic()
         self._state.ready_file.write_bytes(msgspec.json.encode(self.ready_document()))
 
-    async def _open(self, name: NodeId) -> None:
+    async def _opened(self, name: NodeId) -> RunningNode:
         path = self._state.node_config(name)
-        self.nodes[name] = await build_node(load_node_config(path), source=path)
+        return await build_node(load_node_config(path), source=path)
 
     async def _until_ready(self, progress: Progress) -> None:
         deadline, told = time.monotonic() + _READY_WITHIN_S, 0.0
@@ -153,13 +153,21 @@ class Network:
         await self.nodes[name].stop()
         while True:
             try:
-                await self._open(name)
-                await self.nodes[name].start()
+                self.nodes[name] = await self._started(name)
             except (TrenzaError, OSError):
                 _LOG.exception("node %s could not be started; trying again", name)
                 await asyncio.sleep(_RESTART_AFTER_S)
             else:
                 return
+
+    async def _started(self, name: NodeId) -> RunningNode:
+        running = await self._opened(name)
+        try:
+            await running.start()
+        except BaseException:
+            await running.stop()
+            raise
+        return running
 
     async def stop(self) -> None:
         """Stop everything in good order; may be called twice."""
