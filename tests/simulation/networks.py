@@ -11,6 +11,7 @@ POLICIES = (
     Policy("default", ("hybrid-catkdf",)),
     Policy("bank", ("hybrid-catkdf",), max_hops=2),
     Policy("emergency", ("hybrid-catkdf", "exchange-catkdf")),
+    Policy("classical", ("exchange-catkdf",)),
     Policy("pad", ("its",), max_key_size=1_024),
     Policy("raw", ("qkd-only",)),
     Policy("local", ("local",)),

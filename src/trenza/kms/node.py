@@ -83,6 +83,7 @@ class Node:
         self.notary = Notary(ctx)
         self.sessions.on_new_life = self._drop_all
         self.slots.on_low = self._restock
+        self.wrapped.on_void = lambda: self.kick("voids")
         self.troubles: dict[str, str] = {}  # what each task last failed with, for people
         self._tasks: dict[Hashable, asyncio.Task[None]] = {}
         self._kicks: dict[Hashable, asyncio.Event] = {}
@@ -208,6 +209,7 @@ class Node:
         for link in links:
             wanted["ingest", link] = (settings.ingest_interval, partial(self._ingest, link))
         wanted["levels",] = (settings.levels_interval, self._levels)
+        wanted["voids",] = (settings.beat_interval, self._voids)
         wanted["upkeep",] = (settings.beat_interval, self._upkeep)
         for key in [key for key in self._tasks if key not in wanted]:
             self._tasks.pop(key).cancel()
@@ -334,6 +336,10 @@ class Node:
 
     async def _levels(self) -> bool:
         await self.levels.tick()
+        return False
+
+    async def _voids(self) -> bool:
+        await self.wrapped.tell_voids()
         return False
 
     async def _upkeep(self) -> bool:

@@ -8,7 +8,7 @@ with that node: one-time pad and one-time MAC, both from the braid. All or nothi
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.poly1305 import Poly1305
 from trenza.base.errors import (
     AuthenticationError,
     ConflictError,
-    PeerUnavailableError,
+    RefusedError,
     RemoteProtocolError,
     StoreUnavailableError,
     TrenzaError,
@@ -45,6 +45,9 @@ from trenza.kms.together import together
 from trenza.wire.peer import Done, WrapCommit, WrapOffer, WrapVoid
 
 _MAC_BITS = Bits(256)
+_LATER = frozenset({UnavailableError.code, StoreUnavailableError.code})
+"""Refusals after which a void is told again."""
+
 _UNCOMMITTED = Seconds(30.0)  # a key whose second phase does not come within this time is destroyed
 
 
@@ -105,7 +108,8 @@ class Wrapped:
         self._ctx = ctx
         self._slots = slots
         self._waiting: dict[tuple[bytes, SaeId], _Waiting] = {}
-        self._unheard_voids: dict[tuple[NodeId, bytes], None] = {}
+        self._unheard_voids: dict[tuple[NodeId, bytes], Nanoseconds] = {}  # until when there is a point in it
+        self.on_void: Callable[[], None] | None = None  # wakes whoever calls tell_voids
 
     async def load(self) -> None:
         """Read the keys that wait; those whose second phase never came are destroyed by upkeep."""
@@ -145,7 +149,7 @@ class Wrapped:
         except BaseException:
             for key in keys:
                 key.key.wipe()
-                await self._void(legs, key.key_id.bytes)
+                self._void(legs, key.key_id.bytes)
             raise
         return keys
 
@@ -167,13 +171,13 @@ class Wrapped:
             await self._record(initiator, legs, braids, key_id.bytes, size, tls_group)
         except TrenzaError as error:
             key.wipe()
-            await self._void(legs, key_id.bytes)
+            self._void(legs, key_id.bytes)
             if isinstance(error, UnavailableError):
                 raise
             raise UnavailableError("not every target could be given the key; it is void") from error
         except BaseException:  # cancelled: whoever hears of it later is told by upkeep
             key.wipe()
-            self._note_void(legs, key_id.bytes)
+            self._void(legs, key_id.bytes)
             raise
         return DeliveredKey(key_id, key, facts)
 
@@ -296,28 +300,37 @@ class Wrapped:
 
     # --- voiding
 
-    async def _void(self, legs: Sequence[Leg], key_id: bytes) -> None:
-        """Destroy the key wherever it may be; who does not hear is told again by upkeep."""
-        self._note_void(legs, key_id)
-        await self.repeat_voids()
-
-    def _note_void(self, legs: Sequence[Leg], key_id: bytes) -> None:
+    def _void(self, legs: Sequence[Leg], key_id: bytes) -> None:
+        """Have the key destroyed wherever it may be: upkeep tells the nodes until they have heard."""
         self._ctx.counters["keys_voided"] += 1
-        self._unheard_voids |= dict.fromkeys((node, key_id) for node in _by_node(legs))
+        lifetime = max(leg.pair.policy.key_lifetime_s for leg in legs)
+        until = Nanoseconds(self._ctx.clock.now() + nanoseconds(Seconds(float(lifetime))))
+        self._unheard_voids |= dict.fromkeys(((node, key_id) for node in _by_node(legs)), until)
+        if self.on_void is not None:
+            self.on_void()
 
-    async def repeat_voids(self) -> None:
-        """Tell the nodes that have not yet heard which keys are void."""
-        for node, key_id in list(self._unheard_voids):
-            try:
-                if node == self._ctx.name:
-                    await self._destroy(key_id)
-                else:
-                    await self._ctx.peers.call(node, WrapVoid(key_id), timeout=self._ctx.settings.call_timeout)
-            except (PeerUnavailableError, StoreUnavailableError):
+    async def tell_voids(self) -> None:
+        """Tell the nodes that have not yet heard which keys are void; those that do not answer are told later."""
+        now, silent = self._ctx.clock.now(), set[NodeId]()
+        for (node, key_id), until in list(self._unheard_voids.items()):
+            if node in silent:
                 continue
-            except TrenzaError:
+            try:
+                await self._tell_void(node, key_id)
+            except UnavailableError:
+                silent.add(node)
+            except RefusedError as error:
+                if error.remote_code in _LATER and until > now:
+                    continue
                 self._ctx.counters["voids_refused"] += 1
-            self._unheard_voids.pop((node, key_id), None)
+            if node not in silent or until < now:
+                self._unheard_voids.pop((node, key_id), None)
+
+    async def _tell_void(self, node: NodeId, key_id: bytes) -> None:
+        if node == self._ctx.name:
+            await self._destroy(key_id)
+        else:
+            await self._ctx.peers.call(node, WrapVoid(key_id), timeout=self._ctx.settings.call_timeout)
 
     # --- the target's node
 
@@ -491,7 +504,6 @@ class Wrapped:
             abandoned = not waiting.ready and waiting.facts.created + patience < now
             if not waiting.taken and (waiting.expires < now or abandoned):
                 await self._forget(key_id, target)
-        await self.repeat_voids()
 
     async def drop_all(self) -> None:
         """Destroy every waiting key: this node cannot prove that its memory is whole."""

@@ -1,0 +1,176 @@
+"""Keys for several targets: all or nothing, whoever dies when (design decision 9)."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from tests.simulation.acts import fetch, issue, judged, node_of, started
+from tests.simulation.networks import network
+
+from trenza.base.errors import TrenzaError, UnauthorisedError, UnavailableError, UnknownKeyError
+from trenza.base.names import NodeId
+from trenza.base.units import Bits
+from trenza.core.strand import Origin
+from trenza.lab.loop import run
+from trenza.lab.world import World
+from trenza.wire.peer import PeerMessage, WrapCommit, WrapOffer
+
+NET = network("ABC", "AB AC BC", {"A1 B1": "default", "A1 C1": "default", "A1 A2": "local", "B1 C2": "classical"})
+EVERYONE = ("C1", "A2")
+"""Beside B1: a target on another node, and one on the initiator's own."""
+
+
+def test_all_targets_get_the_same_key_once_and_its_braids_can_be_explained() -> None:
+    async def story() -> None:
+        world = await started(NET)
+        keys = await issue(world, "A1", "B1", additional_targets=EVERYONE, number=2, size=Bits(512))
+        for target in ("B1", *EVERYONE):
+            got = await fetch(world, target, "A1", [key.key_id for key in keys])
+            assert [key.key for key in got] == [key.key for key in keys]
+            assert {key.facts for key in got} <= {key.facts for key in keys}
+            with pytest.raises(UnknownKeyError):
+                await fetch(world, target, "A1", [keys[0].key_id])
+        with pytest.raises((UnauthorisedError, UnknownKeyError)):
+            await fetch(world, "A1", "B1", [keys[0].key_id])
+        node = node_of(world, "A1")
+        told = await node.explain.key(keys[0].key_id)
+        assert len(told.braids) == 2
+        assert (await node.explain.key(told.braids[0])).segment is not None
+        assert (await node_of(world, "C1").explain.key(keys[0].key_id)).events[0].kind == "delivered"
+        await judged(world, ("A1", "B1"), ("A1", "C1"))
+
+    run(story())
+
+
+def test_a_key_is_as_good_as_its_weakest_leg_and_says_so() -> None:
+    async def story() -> None:
+        world = await started(NET)
+        (key,) = await issue(world, "A1", "B1", additional_targets=EVERYONE)
+        assert (key.facts.recipe, key.facts.strength, key.facts.hops) == ("wrapped", "256-bit", 1)
+        assert key.facts.origins == (Origin.CLASSICAL, Origin.PQC, Origin.QKD)
+        (weak,) = await issue(world, "B1", "A1", additional_targets=("C2",))
+        assert weak.facts.origins == (Origin.CLASSICAL, Origin.PQC)
+        assert (weak.facts.hops, weak.facts.supply) == (1, key.facts.supply)
+        await world.stop_all()
+
+    run(story())
+
+
+def _nothing_waits(world: World) -> bool:
+    return not any(machine.node is not None and machine.node.wrapped._waiting for machine in world.machines.values())
+
+
+def test_with_one_node_down_nobody_gets_anything() -> None:
+    async def story() -> None:
+        world = await started(NET)
+        await world.crash(NodeId("C"))
+        with pytest.raises(UnavailableError):
+            await issue(world, "A1", "B1", additional_targets=EVERYONE)
+        await asyncio.sleep(10.0)
+        assert _nothing_waits(world)
+        with pytest.raises(UnavailableError):  # and once the lease is over it is not even begun
+            await issue(world, "A1", "B1", additional_targets=EVERYONE)
+        await world.start(NodeId("C"))
+        await judged(world, ("A1", "B1"), ("A1", "C1"))
+
+    run(story())
+
+
+@pytest.mark.parametrize("victim", ["B", "C"])
+@pytest.mark.parametrize("kind", [WrapOffer, WrapCommit])
+@pytest.mark.parametrize("heard", [False, True], ids=["before it hears", "after it heard"])
+def test_a_target_s_node_that_dies_between_the_phases_voids_the_key_everywhere(victim, kind, heard) -> None:
+    async def story() -> None:
+        world = await started(NET)
+        name = NodeId(victim)
+        seen: list[PeerMessage] = []
+        handle = world.network.handlers[name]
+
+        async def dying(peer: NodeId, message: PeerMessage) -> PeerMessage:
+            if not isinstance(message, kind):
+                return await handle(peer, message)
+            seen.append(message)
+            if heard:
+                await handle(peer, message)
+            world.kill(name)
+            return await asyncio.Event().wait()  # type: ignore[func-returns-value]
+
+        world.network.handlers[name] = dying
+        with pytest.raises(UnavailableError):
+            await issue(world, "A1", "B1", additional_targets=EVERYONE)
+        world.network.handlers.pop(name, None)
+        assert seen
+        await world.start(name)
+        await asyncio.sleep(60.0)
+        assert _nothing_waits(world)
+        assert node_of(world, "A1").ctx.counters["keys_voided"] == 1
+        await judged(world, ("A1", "B1"), ("A1", "C1"))
+
+    run(story())
+
+
+def test_the_initiator_s_node_that_dies_between_the_phases_leaves_nothing_to_fetch() -> None:
+    async def story() -> None:
+        world = await started(NET)
+        ids: list[bytes] = []
+        handle = world.network.handlers[NodeId("C")]
+
+        async def watching(peer: NodeId, message: PeerMessage) -> PeerMessage:
+            answer = await handle(peer, message)
+            if isinstance(message, WrapOffer):
+                ids.append(message.key_id)
+                world.kill(NodeId("A"))
+            return answer
+
+        world.network.handlers[NodeId("C")] = watching
+        request = asyncio.create_task(issue(world, "A1", "B1", additional_targets=EVERYONE))
+        await asyncio.wait([request], timeout=20.0)
+        request.cancel()
+        with pytest.raises((TrenzaError, asyncio.CancelledError)):
+            await request
+        await world.start(NodeId("A"))
+        await asyncio.sleep(60.0)
+        assert ids
+        assert _nothing_waits(world)
+        await judged(world, ("A1", "B1"), ("A1", "C1"))
+
+    run(story())
+
+
+def test_a_cancelled_request_is_voided_by_upkeep() -> None:
+    async def story() -> None:
+        world = await started(NET)
+        world.network.cut.add(frozenset((NodeId("A"), NodeId("C"))))
+        request = asyncio.create_task(issue(world, "A1", "B1", additional_targets=EVERYONE))
+        await asyncio.sleep(1.0)
+        request.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await request
+        await asyncio.sleep(8.0)
+        assert _nothing_waits(world)
+        world.network.cut.clear()
+        await judged(world, ("A1", "B1"), ("A1", "C1"))
+
+    run(story())
+
+
+def test_a_void_that_meets_a_delivery_breaks_nothing() -> None:
+    async def story() -> None:
+        world = await started(NET)
+        world.disk_delay = (0.05, 0.05)
+        await world.crash(NodeId("B"))
+        await world.start(NodeId("B"))
+        await asyncio.sleep(20.0)
+        (key,) = await issue(world, "A1", "B1", additional_targets=EVERYONE)
+        node = node_of(world, "B1")
+        getting = asyncio.create_task(fetch(world, "B1", "A1", [key.key_id]))
+        await asyncio.sleep(0.01)  # its commit is under way
+        await node.wrapped._destroy(key.key_id.bytes)
+        (got,) = await getting
+        assert got.key == key.key
+        with pytest.raises(UnknownKeyError):
+            await fetch(world, "B1", "A1", [key.key_id])
+        await judged(world, ("A1", "B1"), ("A1", "C1"))
+
+    run(story())
