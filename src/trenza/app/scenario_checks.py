@@ -64,7 +64,7 @@ def mistakes_between(draft: Draft, device_classes: Mapping[str, DeviceClass]) ->
 
 def _mistakes_of_the_book(draft: Draft) -> Iterator[tuple[Place, str]]:
     scenario = draft.scenario
-    names = {
+    names: Mapping[str, Sequence[str]] = {
         "node": [node.name for node in scenario.nodes],
         "SAE": [sae.name for sae in scenario.saes],
         "policy": [policy.name for policy in scenario.policies],
