@@ -46,6 +46,30 @@ def test_all_commits_that_wait_become_one_group(tmp_path) -> None:
     asyncio.run(story())
 
 
+def test_what_one_turn_of_the_loop_commits_is_one_group(tmp_path) -> None:
+    async def story() -> None:
+        store = SqliteStore.open(tmp_path)
+        await asyncio.gather(*(store.commit([Put(SEGMENT, b"%d" % n, b"")]) for n in range(400)))
+        assert store.counter() == 1  # although the writer was idle when the first of them came
+        await store.close()
+
+    asyncio.run(story())
+
+
+def test_a_commit_of_the_turn_in_which_the_store_closes_is_durable(tmp_path) -> None:
+    async def story() -> None:
+        store = SqliteStore.open(tmp_path)
+        commit = asyncio.create_task(store.commit([Put(SEGMENT, b"last", b"")]))
+        await asyncio.sleep(0)
+        await store.close()
+        await commit
+        again = SqliteStore.open(tmp_path)
+        assert await again.get(SEGMENT, b"last") == b""
+        await again.close()
+
+    asyncio.run(story())
+
+
 def test_the_counter_is_told_before_an_answer_is_released(tmp_path) -> None:
     async def story() -> None:
         told: list[int] = []

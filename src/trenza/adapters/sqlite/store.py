@@ -94,6 +94,7 @@ class SqliteStore:
         if self._closed:
             return
         self._closed = True
+        self._writer.hand_over()
         loop = asyncio.get_running_loop()
         try:
             await loop.run_in_executor(self._reader, self._reading.close)

@@ -1,7 +1,8 @@
 """The writer thread: all commits that wait become one group, one transaction, one sync.
 
 While a group is being synced the next one gathers, so the cost of a sync is shared by whoever waits and a lone caller
-never waits for company. An answer is released only after its group's COMMIT, all of a group at one turn of the loop.
+never waits for company, beyond those of its own turn of the loop: waking the thread for each of them would cost more
+than their rows. An answer is released only after its group's COMMIT, all of a group at one turn of the loop.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from trenza.kms.ports import Change
 
 _log = logging.getLogger(__name__)
 
-_LARGEST_GROUP = 512
+_LARGE_GROUP = 512  # takes no more company
 _IDLE = Seconds(0.25)  # after which the log is moved into the main file
 _BUSY_PAGES = 2_000  # 8 MB logged: move them now; the log then starts over
 _LARGE_PAGES = 16_000  # 64 MB: something held the log up; cut the file down
@@ -30,7 +31,7 @@ Waiting = tuple["asyncio.Future[None]", Sequence[Change]]
 
 
 class Writer:
-    """Owns the engine and its thread. `submit` and `stop` belong to one event loop's thread."""
+    """Owns the engine and its thread. `submit` and `hand_over` belong to one event loop's thread."""
 
     def __init__(
         self, engine: Engine, *, reopen: Callable[[], Engine], on_group: Callable[[int], None] | None = None
@@ -45,7 +46,8 @@ class Writer:
         self._engine = engine
         self._reopen = reopen
         self._on_group = on_group
-        self._queue: SimpleQueue[Waiting | None] = SimpleQueue()
+        self._submitted: list[Waiting] = []  # in this turn of the loop
+        self._queue: SimpleQueue[list[Waiting] | None] = SimpleQueue()
         self._ended = False
         self._death: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="trenza-store", daemon=True)
@@ -56,8 +58,17 @@ class Writer:
         return self._engine
 
     def submit(self, future: asyncio.Future[None], changes: Sequence[Change]) -> None:
-        """Queue a commit; `future` gets its outcome."""
-        self._queue.put((future, changes))
+        """Queue a commit at the end of this turn of the loop; `future` gets its outcome."""
+        self._submitted.append((future, changes))
+        if len(self._submitted) == 1:
+            future.get_loop().call_soon(self.hand_over)
+
+    def hand_over(self) -> None:
+        """Queue what was submitted and is not queued yet; before `stop`, or it comes too late."""
+        if not self._submitted:
+            return
+        submitted, self._submitted = self._submitted, []
+        self._queue.put(submitted)
         if self._ended:  # looked at after the put: either the thread's last look at the queue finds it, or we do
             self._refuse_waiting()
 
@@ -92,8 +103,8 @@ class Writer:
         first = self._wait()
         if first is None:
             return False
-        group.append(first)
-        while len(group) < _LARGEST_GROUP:
+        group += first
+        while len(group) < _LARGE_GROUP:
             try:
                 more = self._queue.get_nowait()
             except Empty:
@@ -101,10 +112,10 @@ class Writer:
             if more is None:
                 self._queue.put(None)  # after this group
                 break
-            group.append(more)
+            group += more
         return True
 
-    def _wait(self) -> Waiting | None:
+    def _wait(self) -> list[Waiting] | None:
         if self._engine.is_usable and self._engine.logged_pages:
             try:
                 return self._queue.get(timeout=_IDLE)
@@ -136,8 +147,7 @@ class Writer:
                 waiting = self._queue.get_nowait()
             except Empty:
                 break
-            if waiting is not None:
-                refused.append((waiting[0], _ended()))
+            refused += [(future, _ended()) for future, _ in waiting or ()]
         _release(refused)
 
 
