@@ -96,7 +96,7 @@ class Network:
             await running.start()
         await self._until_ready(progress)
         self._since = time.monotonic()
-        self._state.ready_file.write_bytes(msgspec.json.encode(self.ready_document()))
+        self._state.tell_ready(msgspec.json.encode(self.ready_document()))
 
     async def _opened(self, name: NodeId) -> RunningNode:
         path = self._state.node_config(name)

@@ -62,6 +62,12 @@ class StateDirectory:
             else:
                 path.unlink(missing_ok=True)
 
+    def tell_ready(self, document: bytes) -> None:
+        """Write ready.json so that whoever finds it finds all of it."""
+        draft = self.path / ".ready.json"
+        draft.write_bytes(document)
+        draft.replace(self.ready_file)
+
     def release(self) -> None:
         """Let go; nobody runs it from now on. May be called twice."""
         if self._released:
