@@ -32,6 +32,8 @@ class Origin(Enum):
     LOCAL = "local"
     """The node's own generator: known to one node, shared with nobody until it is delivered."""
 
+    __hash__ = object.__hash__  # as members are equal by identity; Enum's own runs Python code, dozens of times a key
+
 
 class Supply(Enum):
     """How close the bits are to a device; from best to worst."""

@@ -29,7 +29,7 @@ def read(body: bytes | bytearray | memoryview) -> Any:
     except UnicodeDecodeError:
         raise JsonError("the body is not UTF-8") from None
     try:
-        value = json.loads(text, object_pairs_hook=_unique_members, parse_constant=_refuse_constant)
+        value = _DECODER.decode(text)
         if _MAYBE_SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()  # half a pair cannot be encoded
     except JsonError:
@@ -54,3 +54,7 @@ def _unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise JsonError(f"the body is not JSON: {name} is no number")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique_members, parse_constant=_refuse_constant)
+"""Made once: `json.loads` with hooks makes one for every text."""

@@ -7,6 +7,7 @@ briefly. Request order is kept, since clients rely on it although the standard d
 from __future__ import annotations
 
 import binascii
+import functools
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -159,7 +160,13 @@ def _extension_of(members: dict[str, Any] | None) -> KeyExtension:
 def rfc3339(moment: Nanoseconds) -> str:
     """Return `moment` in UTC, to the microsecond below it."""
     whole, rest = divmod(moment, NANOSECONDS_PER_SECOND)
-    return f"{datetime.fromtimestamp(whole, UTC).isoformat()[:19]}.{rest // 1000:06d}Z"
+    return f"{_second(whole)}.{rest // 1000:06d}Z"
+
+
+@functools.lru_cache(maxsize=1024)
+def _second(whole: int) -> str:
+    """Return a second in UTC; remembered, since the keys of a busy second share theirs."""
+    return datetime.fromtimestamp(whole, UTC).isoformat()[:19]
 
 
 def moment_of(text: str) -> Nanoseconds:
