@@ -369,6 +369,8 @@ class Node:
             case Beat():
                 answer = await self.sessions.handle_beat(peer, message)
                 self.kick("lead", peer)
+                if not self.sessions.has_lease(peer):
+                    self.kick("beat", peer)  # the peer has the session too, and will answer with a lease
                 return answer
             case WindowRequest() | SegmentOffer() | WrapOffer() if peer not in self.partners():
                 raise UnauthorisedError("the policy book lets no pair of these two nodes share keys")

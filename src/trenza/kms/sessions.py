@@ -73,6 +73,7 @@ class Sessions:
         self._known: dict[NodeId, Presence] = {}
         self._heard: dict[NodeId, Seconds] = {}  # when a life we know last spoke
         self._id_keys: dict[NodeId, list[IdKeySet]] = {}
+        self._issues_under: dict[NodeId, bytes] = {}  # the session whose ID keys seal what is issued now
         self._store_name = bytes(16)
         self.on_new_life: Callable[[], Awaitable[None]] | None = None  # drops what other stories hold
 
@@ -248,9 +249,7 @@ class Sessions:
             if hello.root_reset:
                 raise
             return RootReset(ctx.presence)
-        await self._establish(
-            peer, hello.presence, agreed, partial, hello.segments, hello.blocks, since=ctx.clock.elapsed()
-        )
+        await self._establish(peer, hello.presence, agreed, partial, hello.segments, hello.blocks, since=None)
         return HelloAnswer(partial.presence, partial.knows, partial.segments, partial.blocks, exchange)
 
     async def handle_knock(self, peer: NodeId, knock: Knock) -> PeerMessage:
@@ -301,12 +300,14 @@ class Sessions:
         their_segments: tuple[bytes, ...],
         their_blocks: tuple[bytes, ...],
         *,
-        since: Seconds,
+        since: Seconds | None,
     ) -> None:
         """Derive the session's keys, make them durable, and drop what only one of us holds.
 
-        The lease runs `since` a moment at which the peer had not heard us yet: it lets another incarnation of this
-        node in one lease after it did.
+        The leader's lease runs `since` a moment at which the peer had not heard it yet: it lets another incarnation
+        of this node in one lease after it did. The follower (None) does not know whether its answer arrives, so the
+        first beat that the leader answers brings the lease; until then it issues nothing, or, to a leader in the
+        same life, under the session before, whose ID keys both have.
         """
         ctx = self._ctx
         keys = session_keys(agreed.root_before, agreed.secrets, agreed.transcript)
@@ -318,7 +319,11 @@ class Sessions:
             self._pools.renew_incarnation(peer)
         await self._keep_id_keys(peer, keys)
         await self._remember_peer(peer, presence)
+        former = ctx.sessions.get(peer)
         self.end(peer)
+        goes_on = since is None and former is not None and former.theirs == presence
+        if not goes_on:
+            self._issues_under[peer] = keys.session_id
         ctx.sessions[peer] = Session(
             id=keys.session_id,
             peer=peer,
@@ -326,7 +331,7 @@ class Sessions:
             theirs=presence,
             verify_key=keys.verify_key,
             opened=ctx.clock.elapsed(),
-            lease_until=Seconds(since + ctx.settings.lease),
+            lease_until=_lease(ctx, since, former if goes_on else None),
         )
         self._heard[peer] = ctx.clock.elapsed()
         ctx.counters["sessions_opened"] += 1
@@ -368,8 +373,8 @@ class Sessions:
         Raises:
             UnavailableError: no session.
         """
-        session = self._ctx.session(peer)
-        return next(one.mine for one in self._id_keys[peer] if one.session == session.id)
+        self._ctx.session(peer)
+        return next(one.mine for one in self._id_keys[peer] if one.session == self._issues_under[peer])
 
     def id_keys(self, peer: NodeId) -> list[IdKeySet]:
         """Return the ID keys of all sessions this node has ever had with `peer`, newest first."""
@@ -396,6 +401,8 @@ class Sessions:
         if not isinstance(answer, BeatAnswer):
             raise RemoteProtocolError(f"node {peer} answered a beat with {type(answer).__name__}")
         session.lease_until = Seconds(max(session.lease_until, sent + answer.lease_s))
+        if ctx.sessions.get(peer) is session:
+            self._issues_under[peer] = session.id
         await self._pools.retire_issued(peer, marks)
         return answer.book_version
 
@@ -429,6 +436,13 @@ class Sessions:
     @staticmethod
     def _keys_row(peer: NodeId, session: bytes) -> bytes:
         return b"keys" + rows.peer_prefix(peer) + session
+
+
+def _lease(ctx: Context, since: Seconds | None, former: Session | None) -> Seconds:
+    """Return until when a new session lets this node issue; it may go on with the lease of the `former`."""
+    if since is not None:
+        return Seconds(since + ctx.settings.lease)
+    return ctx.clock.elapsed() if former is None else former.lease_until
 
 
 def _is_later(one: Presence, other: Presence) -> bool:
