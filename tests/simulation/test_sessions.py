@@ -1,84 +1,270 @@
-"""Sessions made while keys are asked for: a key that one end issued, the other finds at once."""
+"""Sessions whose messages get lost, come twice, or overtake each other; leases; windows; slots in doubt."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
+import msgspec
 import pytest
+from tests.simulation.acts import fetch, issue, judged, node_of, started
 from tests.simulation.networks import network
 
-from trenza.base.names import NodeId, SaeId
-from trenza.core.delivery import IssueRequest
-from trenza.lab.history import violations
+from trenza.base.errors import NotEnoughKeyError, StoreUnavailableError, UnavailableError
+from trenza.base.names import NodeId
+from trenza.core.policy import Policy
+from trenza.kms.ports import Change
 from trenza.lab.loop import run
-from trenza.lab.story import SMALL, Client
+from trenza.lab.network import Handler
+from trenza.lab.story import SMALL
 from trenza.lab.world import World
-from trenza.wire.peer import Hello, PeerMessage
+from trenza.wire.peer import Hello, Knock, PeerMessage, SegmentCommit, SegmentOffer
 
-A, B = NodeId("A"), NodeId("B")  # A leads
-A1, B1 = SaeId("A1"), SaeId("B1")
-PAUSE_S = 0.4  # between requests: the small stock outlasts a session's end
-
-
-async def asked_at_both_ends(world: World, *, seconds: float) -> int:
-    """Let each end issue and the other fetch at once, again and again; return how many keys it were."""
-    client, count = Client(world), 0
-    for _ in range(int(seconds / PAUSE_S)):
-        for initiator, target in ((A1, B1), (B1, A1)):
-            for key in await client.issue(initiator, IssueRequest(target)):
-                assert await client.fetch(target, initiator, [key.key_id]), f"{target} does not find {key.key_id}"
-                count += 1
-        await asyncio.sleep(PAUSE_S)
-    return count
+A, B = NodeId("A"), NodeId("B")
+TWO = network("AB", "AB", {"A1 B1": "default"})
 
 
-def slow_to_say_hello(world: World, *, seconds: float, lost: bool = False) -> None:
-    """Let the follower's answer to a hello take its time on the wire, or never arrive."""
-    answer = world.network.handlers[B]
+class Wire:
+    """What comes in at a node, with answers that get lost or messages that come late, on order."""
 
-    async def slow(peer: NodeId, message: PeerMessage) -> PeerMessage:
-        answered = await answer(peer, message)
-        if isinstance(message, Hello):
-            await asyncio.sleep(seconds)
-            if lost:
-                world.network.handlers[B] = answer  # the next one arrives
-                await asyncio.Event().wait()
-        return answered
+    def __init__(self, world: World, name: NodeId) -> None:
+        self.world = world
+        self.handle: Handler = world.network.handlers[name]
+        self.lose_answers: dict[type[PeerMessage], int] = {}
+        self.hold: type[PeerMessage] | None = None
+        self.held: list[tuple[NodeId, PeerMessage]] = []
+        world.network.handlers[name] = self
 
-    world.network.handlers[B] = slow
+    async def __call__(self, peer: NodeId, message: PeerMessage) -> PeerMessage:
+        if isinstance(message, self.hold or ()):
+            self.hold = None
+            self.held.append((peer, message))
+            await asyncio.Event().wait()
+        answer = await self.handle(peer, message)
+        if self.lose_answers.get(type(message), 0) > 0:
+            self.lose_answers[type(message)] -= 1
+            await asyncio.Event().wait()
+        return answer
 
 
-@pytest.mark.parametrize("lost", [False, True], ids=["late", "lost"])
-def test_a_follower_whose_answer_is_late_or_lost_issues_what_the_leader_finds(lost) -> None:
+def roots(world: World) -> Sequence[bytes]:
+    """Return the root of each end; the follower's candidate where the leader is one generation ahead."""
+    leader = world.node(A).exchanges.root(B)
+    follower = world.node(B).exchanges.root(A)
+    ahead = leader.generation == follower.generation + 1
+    theirs = follower.candidate if ahead else follower.secret
+    assert theirs is not None
+    return bytes(leader.secret.view()), bytes(theirs.view())
+
+
+def counted(world: World, name: str) -> int:
+    return sum(machine.node.ctx.counters[name] for machine in world.machines.values() if machine.node is not None)
+
+
+def end_session(world: World) -> None:
+    world.node(A).sessions.end(B)
+    world.node(B).sessions.end(A)
+
+
+@pytest.mark.parametrize("kind", [Hello, SegmentOffer, SegmentCommit])
+def test_answers_lost_again_and_again_leave_the_roots_in_step(kind) -> None:
     async def story() -> None:
-        world = World(network("AB", "AB", {"A1 B1": "default"}), seed=1, settings=SMALL)
-        await world.start_all()
-        await world.until_ready(within=60.0)
-        await world.crash(A)  # when the leader comes back, it says hello
-        slow_to_say_hello(world, seconds=2.0, lost=lost)
-        await world.start(A)
-        assert await asked_at_both_ends(world, seconds=40.0) > 100
-        await world.stop_all()
-        assert world.failures == {}
-        assert violations(world.history) == []
+        world = await started(TWO)
+        wire = Wire(world, B)
+        wire.lose_answers = {kind: 4}
+        if kind is Hello:
+            end_session(world)
+        for _ in range(60):
+            await asyncio.sleep(1.0)
+            world.node(A).kick("lead", "B")
+            if A in world.node(B).ctx.sessions and B in world.node(A).ctx.sessions:
+                keys = await _issued(world)
+                await _fetched(world, keys)
+        assert wire.lose_answers == {kind: 0}
+        assert counted(world, "roots_reset") == 0
+        assert roots(world)[0] == roots(world)[1]
+        await judged(world, ("A1", "B1"))
 
     run(story())
 
 
-def test_keys_go_on_being_issued_while_two_living_nodes_renew_their_session() -> None:
+async def _issued(world: World) -> list:
+    try:
+        return await issue(world, "A1", "B1", number=4)
+    except UnavailableError:
+        return []
+
+
+async def _fetched(world: World, keys: list) -> None:
+    if keys:
+        await fetch(world, "B1", "A1", [key.key_id for key in keys])
+
+
+@pytest.mark.parametrize("kind", [Hello, SegmentOffer, Knock])
+def test_what_comes_twice_counts_once(kind) -> None:
     async def story() -> None:
-        world = World(network("AB", "AB", {"A1 B1": "default"}), seed=1, settings=SMALL)
-        await world.start_all()
-        await world.until_ready(within=60.0)
-        slow_to_say_hello(world, seconds=2.0)
-        renewing = asyncio.create_task(world.node("A").sessions.open(B))
-        assert await asked_at_both_ends(world, seconds=1.6) > 4, "one end, or both, and no end in vain"
-        assert not renewing.done()
-        await renewing
-        await world.until_ready(within=60.0)
-        assert await asked_at_both_ends(world, seconds=8.0) == 40
+        world = await started(TWO)
+        wire = Wire(world, A if kind is Knock else B)
+        heard: list[tuple[NodeId, PeerMessage]] = []
+
+        async def twice(peer: NodeId, message: PeerMessage) -> PeerMessage:
+            answer = await wire.handle(peer, message)
+            if isinstance(message, kind):
+                heard.append((peer, message))
+                await asyncio.gather(wire.handle(peer, message), return_exceptions=True)
+            return answer
+
+        world.network.handlers[A if kind is Knock else B] = twice
+        end_session(world)
+        for _ in range(20):
+            await asyncio.sleep(1.0)
+            await _fetched(world, await _issued(world))
+        assert heard
+        assert counted(world, "roots_reset") == 0
+        await judged(world, ("A1", "B1"))
+
+    run(story())
+
+
+def test_an_offer_that_comes_after_the_next_costs_a_session_and_nothing_else() -> None:
+    async def story() -> None:
+        world = await started(TWO)
+        wire = Wire(world, B)
+        wire.hold = SegmentOffer
+        while not wire.held:
+            await _fetched(world, await _issued(world))
+            await asyncio.sleep(0.5)
+        await asyncio.sleep(8.0)  # the leader gave it up, and filled with another
+        before = counted(world, "sessions_opened")
+        for peer, message in wire.held:
+            await wire.handle(peer, message)
+        for _ in range(30):
+            await asyncio.sleep(1.0)
+            await _fetched(world, await _issued(world))
+        assert counted(world, "sessions_opened") > before
+        await judged(world, ("A1", "B1"))
+
+    run(story())
+
+
+def test_a_node_that_lost_its_roots_begins_anew_and_it_is_counted() -> None:
+    async def story() -> None:
+        world = await started(TWO)
+        copy = world.machines[B].copy()
+        await asyncio.sleep(5.0)
+        await world.crash(B)
+        world.restore(B, copy)
+        await world.start(B)
+        await asyncio.sleep(15.0)
+        assert counted(world, "roots_reset") >= 1
+        assert roots(world)[0] == roots(world)[1]
+        await judged(world, ("A1", "B1"))
+
+    run(story())
+
+
+def test_without_a_live_lease_nothing_is_issued() -> None:
+    async def story() -> None:
+        world = await started(TWO)
+        world.network.cut.add(frozenset((A, B)))
+        await asyncio.sleep(float(SMALL.lease) + 0.1)
+        for caller, target in (("A1", "B1"), ("B1", "A1")):
+            with pytest.raises(NotEnoughKeyError):
+                await issue(world, caller, target)
+        world.network.cut.clear()
+        await judged(world, ("A1", "B1"))
+
+    run(story())
+
+
+def test_a_lease_begins_before_the_hello_that_it_comes_from_is_sent() -> None:
+    async def story() -> None:
+        world = await started(TWO)
+        end_session(world)
+        slow = Wire(world, B)
+
+        async def late(peer: NodeId, message: PeerMessage) -> PeerMessage:
+            answer = await slow.handle(peer, message)
+            if isinstance(message, Hello):
+                await asyncio.sleep(4.0)
+            return answer
+
+        world.network.handlers[B] = late
+        while B not in world.node(A).ctx.sessions:
+            await asyncio.sleep(0.05)
+            if A in world.node(B).ctx.sessions:
+                heard = world.node(B).sessions._heard[A]
+        lease = world.node(A).ctx.sessions[B].lease_until
+        assert lease <= heard + SMALL.lease
         await world.stop_all()
-        assert world.failures == {}
-        assert violations(world.history) == []
+
+    run(story())
+
+
+def test_a_new_session_of_the_same_lives_closes_no_window() -> None:
+    short = Policy("default", ("hybrid-catkdf",), key_lifetime_s=20)
+    net = msgspec.structs.replace(TWO, policies=(short,))
+
+    async def story() -> None:
+        world = await started(net)
+        await issue(world, "A1", "B1")
+        end_session(world)
+        await asyncio.sleep(30.0)  # longer than a key lives
+        keys = await issue(world, "A1", "B1", number=3)
+        got = await fetch(world, "B1", "A1", [key.key_id for key in keys])
+        assert [key.key for key in got] == [key.key for key in keys]
+        await judged(world, ("A1", "B1"))
+
+    run(story())
+
+
+@pytest.mark.parametrize("written", [False, True], ids=["not written", "written, unheard"])
+def test_a_commit_of_unknown_outcome_burns_its_slots_at_both_ends(written) -> None:
+    async def story() -> None:
+        world = await started(TWO)
+        store = world.machines[A].store
+        assert store is not None
+        commit = store.commit
+
+        async def fails(changes: Sequence[Change]) -> None:
+            store.commit = commit  # type: ignore[method-assign]
+            if written:
+                await commit(changes)
+            raise StoreUnavailableError("the answer is lost")
+
+        store.commit = fails  # type: ignore[method-assign]
+        with pytest.raises(StoreUnavailableError):
+            await issue(world, "A1", "B1", number=3)
+        (window, *_) = (one for one in world.node(A).pools.pair(B).issuer if one.void)
+        await asyncio.sleep(3.0)
+        assert world.node(B).pools.pair(A).held[window.number].void == set(window.void)
+        assert len(window.void) == world.node(A).ctx.counters["slots_doubtful"] == 3
+        keys = await issue(world, "A1", "B1", number=3)
+        assert len(await fetch(world, "B1", "A1", [key.key_id for key in keys])) == 3
+        await judged(world, ("A1", "B1"))
+
+    run(story())
+
+
+def test_a_delivery_of_unknown_outcome_burns_the_key() -> None:
+    async def story() -> None:
+        world = await started(TWO)
+        (key, other) = await issue(world, "A1", "B1", number=2)
+        store = world.machines[B].store
+        assert store is not None
+        commit = store.commit
+
+        async def fails(_changes: Sequence[Change]) -> None:
+            store.commit = commit  # type: ignore[method-assign]
+            raise StoreUnavailableError("the answer is lost")
+
+        store.commit = fails  # type: ignore[method-assign]
+        with pytest.raises(StoreUnavailableError):
+            await fetch(world, "B1", "A1", [key.key_id])
+        with pytest.raises(Exception, match="not found on KME"):
+            await fetch(world, "B1", "A1", [key.key_id])
+        assert node_of(world, "B1").ctx.counters["keys_doubtful"] == 1
+        assert await fetch(world, "B1", "A1", [other.key_id])
+        await judged(world, ("A1", "B1"))
 
     run(story())
