@@ -343,6 +343,8 @@ class Sites:
         application = self.network.application(initiator)
 
         def stored() -> int:
+            for name, process in self.processes.items():
+                assert not process.ended, f"{name} has ended: {process.said()}"
             try:
                 code, status = application.status(target)
             except OSError:

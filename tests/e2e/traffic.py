@@ -1,0 +1,123 @@
+"""Applications that fetch keys at both ends all the time, outlive every failure, and remember all they were given."""
+
+import http.client
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Self
+
+from tests.e2e.product import Network, bits_of
+
+PAUSE_S = 0.02  # after anything but a key, as a client of good manners makes
+
+
+@dataclass
+class History:
+    """Everything that was given to anybody, over all traffic of a test module."""
+
+    issued: dict[str, bytes] = field(default_factory=dict)
+    fetched: dict[str, bytes] = field(default_factory=dict)
+    who: dict[str, tuple[str, str]] = field(default_factory=dict)  # (initiator, target) of each key
+    waiting: set[str] = field(default_factory=set)  # issued, and the target got no answer yet
+    counts: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+    _bits: set[bytes] = field(default_factory=set)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def note_issued(self, pair: tuple[str, str], key_id: str, key: bytes) -> None:
+        with self._lock:
+            if key_id in self.issued:
+                self.wrong.append(f"key ID {key_id} was issued twice")
+            if key in self._bits:
+                self.wrong.append(f"the bits of key {key_id} were issued before")
+            self.issued[key_id] = key
+            self.who[key_id] = pair
+            self._bits.add(key)
+            self.waiting.add(key_id)
+            self.counts["issued"] += 1
+
+    def note_fetched(self, key_id: str, key: bytes) -> None:
+        with self._lock:
+            if key_id in self.fetched:
+                self.wrong.append(f"key {key_id} was delivered twice")
+            if self.issued.get(key_id) != key:
+                self.wrong.append(f"key {key_id} differs at the two ends")
+            self.fetched[key_id] = key
+            self.waiting.discard(key_id)
+            self.counts["fetched"] += 1
+
+    def note(self, what: str) -> None:
+        with self._lock:
+            self.counts[what] += 1
+
+
+class Traffic:
+    """Clients of some SAE pairs, each in a thread, until the end of the `with` block."""
+
+    def __init__(self, network: Network, history: History, *pairs: tuple[str, str], clients: int = 2) -> None:
+        self._network = network
+        self._history = history
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=pair) for pair in pairs for _ in range(clients)]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self, initiator: str, target: str) -> None:
+        near, far = (self._network.application(sae) for sae in (initiator, target))
+        while not self._stop.is_set():
+            if not self._pair(near, far):
+                self._stop.wait(PAUSE_S)
+        near.close()
+        far.close()
+
+    def _pair(self, near, far) -> bool:
+        history = self._history
+        try:
+            code, container = near.enc(far.name)
+        except (OSError, http.client.HTTPException):
+            history.note("enc without answer")
+            return False
+        if code != 200:
+            history.note(f"enc {code}")
+            return False
+        ((key_id, key),) = bits_of(container).items()
+        history.note_issued((near.name, far.name), key_id, key)
+        try:
+            code, container = far.dec(near.name, key_id)
+        except (OSError, http.client.HTTPException):
+            history.note("dec without answer")  # perhaps delivered, perhaps not: for `fetch_what_waits`
+            return False
+        if code != 200:
+            history.note(f"dec {code}")
+            return False
+        history.note_fetched(key_id, bits_of(container)[key_id])
+        return True
+
+
+def fetch_what_waits(network: Network, history: History) -> Counter[str]:
+    """Fetch, as their targets, the keys whose fetch got no answer; return what was answered."""
+    answers: Counter[str] = Counter()
+    applications = {}
+    for key_id in sorted(history.waiting):
+        initiator, target = history.who[key_id]
+        application = applications.setdefault(target, network.application(target))
+        deadline = time.monotonic() + 30
+        while True:
+            code, container = application.dec(initiator, key_id)
+            if code != 503 or time.monotonic() > deadline:
+                break
+            time.sleep(0.2)  # too many unknown IDs at once; the door says to come again
+        answers[str(code)] += 1
+        if code == 200:
+            history.note_fetched(key_id, bits_of(container)[key_id])
+    history.waiting.clear()
+    return answers
