@@ -4,7 +4,7 @@
 than a microsecond per commit group. It lies on the machine's own disk, outside the data directory and out of every
 backup. After a power loss it may be behind the store, since nothing syncs it, and then a copy from the moments it has
 forgotten passes for a restart; it is never ahead, because a group is remembered only once it is durable. With the
-boot's identity (Linux, random(4)) as part of it, what it says ends with the boot; with PERSISTENT it survives reboots.
+boot's identity (Linux, random(4)) as part of it, what it says ends with the boot; with PERSISTENT it outlives it.
 `MemoryAnchor` is for the lab. Both implement kms.ports.Anchor.
 """
 

@@ -43,6 +43,13 @@ class MlDsaSigner:
     def sign(self, message: bytes) -> bytes:
         return self._key.sign(message)
 
+    def recognises(self, message: bytes, signature: bytes) -> bool:
+        try:
+            self._key.public_key().verify(signature, message)
+        except InvalidSignature:
+            return False
+        return True
+
 
 class CertificateVerifier:
     """Checks signatures of nodes by the certificates their connections showed; the last one shown counts."""

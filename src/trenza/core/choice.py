@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from trenza.base.errors import InvalidRequestError
+from trenza.base.names import NodeId
 from trenza.base.units import Nanoseconds, Seconds, nanoseconds
 from trenza.core.delivery import Wishes
 from trenza.core.policy import Policy
@@ -36,6 +38,41 @@ def recipes_for(policy: Policy, wishes: Wishes, *, same_node: bool) -> tuple[Rec
     if not fitting:
         raise InvalidRequestError(UNMET)
     return fitting
+
+
+@dataclass(frozen=True, slots=True)
+class StrandKind:
+    """Which strands suit: what a policy, or several alike, accept."""
+
+    full: bool  # with QKD strands
+    max_hops: int
+    relays: frozenset[NodeId]  # that the QKD strands may cross; empty: any
+    max_age_s: int
+
+    @staticmethod
+    def of(policy: Policy, *, full: bool) -> StrandKind:
+        """Return the kind that `policy` accepts, with QKD strands or without; without them the way says nothing."""
+        if not full:
+            return StrandKind(full=False, max_hops=0, relays=frozenset(), max_age_s=policy.max_age_s)
+        return StrandKind(
+            full=True,
+            max_hops=policy.max_hops,
+            relays=frozenset(policy.allowed_nodes),
+            max_age_s=policy.max_age_s,
+        )
+
+    def acceptance(self, *, oldest: Nanoseconds) -> Callable[[SegmentFacts], bool]:
+        """Return the test that a segment must pass: hops, relays, and made at `oldest` or later."""
+
+        def accept(facts: SegmentFacts) -> bool:
+            record = facts.record
+            return (
+                len(record.hops) <= self.max_hops
+                and record.created >= oldest
+                and (not self.relays or self.relays.issuperset(facts.known_to))
+            )
+
+        return accept
 
 
 def acceptance(policy: Policy, wishes: Wishes, *, now: Nanoseconds) -> Callable[[SegmentFacts], bool]:

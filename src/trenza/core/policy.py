@@ -127,6 +127,11 @@ class Book(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
         return frozenset(self.revoked)
 
     @cached_property
+    def longest_key_lifetime_s(self) -> int:
+        """Return how long any key may wait to be fetched, in seconds."""
+        return max((policy.key_lifetime_s for policy in self.policies), default=3_600)
+
+    @cached_property
     def _policy_by_pair(self) -> Mapping[frozenset[SaeId], Policy]:
         policies = {policy.name: policy for policy in self.policies}
         return {frozenset(rule.between): policies[rule.policy] for rule in self.rules}

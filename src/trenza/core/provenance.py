@@ -38,7 +38,9 @@ class Lineage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     exchange: bytes
     scheme: str
     transcript: bytes  # SHA-384 over both message digests
-    authentication: tuple[str, ...]  # "ml-dsa-65", and "root" where an end-to-end root was in force
+    authentication: tuple[
+        str, ...
+    ]  # "ml-dsa-65", and "root-preshared" or "root-continuity" where a root was in force
 
 
 class SegmentRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

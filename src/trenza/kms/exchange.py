@@ -40,6 +40,7 @@ class Root:
 
     generation: int
     secret: Secret = field(repr=False)
+    preshared: bool = False  # whether it began from a secret that was installed by hand
     sealed: Sealed | None = None
     candidate: Secret | None = field(default=None, repr=False)
     candidate_sealed: Sealed | None = None
@@ -52,6 +53,7 @@ class Begun:
     exchange_id: bytes
     offer: Offer = field(repr=False)
     message: bytes = field(repr=False)  # MA
+    root: Root  # the one that authenticates it
 
 
 @dataclass(slots=True)
@@ -84,7 +86,7 @@ class Exchanges:
             peer, _ = rows.split_peer(key[4:])
             row = rows.decode(value, rows.RootRow)
             root = self.root(peer)
-            root.generation = row.generation
+            root.generation, root.preshared = row.generation, row.preshared
             if row.root is not None:
                 root.sealed = row.root.sealed
                 root.secret = await self._unseal(peer, row.root.sealed)
@@ -100,10 +102,10 @@ class Exchanges:
 
     def _first_root(self, peer: NodeId) -> Root:
         preshared = self._ctx.preshared.get(peer)
-        return Root(0, Secret.of(NO_ROOT if preshared is None else preshared.view()))
+        return Root(0, Secret.of(NO_ROOT if preshared is None else preshared.view()), preshared is not None)
 
-    async def reset(self, peer: NodeId) -> None:
-        """Begin again from the preshared root: one of the two nodes lost its memory. Counted, and an alarm."""
+    async def forget(self, peer: NodeId) -> None:
+        """Drop the pair's root: part of dropping all strands."""
         old = self._roots.pop(peer, None)
         if old is not None:
             await self._ctx.sealer.erase([s.handle for s in (old.sealed, old.candidate_sealed) if s is not None])
@@ -113,9 +115,13 @@ class Exchanges:
 
     # --- the leader's side
 
-    def begin(self, peer: NodeId, *, context: bytes) -> tuple[ExchangeOffer, Begun]:
-        """Return the offer to send; `context` is everything else the message says, which the offer then covers."""
-        root = self.root(peer)
+    def begin(self, peer: NodeId, *, context: bytes, anew: bool = False) -> tuple[ExchangeOffer, Begun]:
+        """Return the offer to send; `context` is everything else the message says, which the offer then covers.
+
+        `anew` begins from the preshared root because one of the two lost its memory; the root we have stays in force
+        until the follower has proved itself.
+        """
+        root = self._first_root(peer) if anew else self.root(peer)
         exchange_id = bytes(self._ctx.entropy.token(16))
         offer = self._ctx.agreement.offer()
         message = offer_message(self._ctx.name, peer, exchange_id, root.generation, offer.public, context=context)
@@ -126,7 +132,7 @@ class Exchanges:
             root_tag(root.secret, message),
             self._ctx.signer.sign(message),
         )
-        return tagged, Begun(exchange_id, offer, message)
+        return tagged, Begun(exchange_id, offer, message, root)
 
     async def finish(self, peer: NodeId, begun: Begun, answer: ExchangeAnswer, *, context: bytes) -> Agreed:
         """Check the follower's answer and move the root on, durably.
@@ -134,7 +140,7 @@ class Exchanges:
         Raises:
             AuthenticationError: the answer is not the follower's, or not of this root.
         """
-        root = self.root(peer)
+        root = begun.root
         message = answer_message(begun.message, answer.public, context=context)
         check_root_tag(root.secret, message, answer.root_tag)
         self._ctx.verifier.verify(peer, message, answer.signature)
@@ -142,44 +148,53 @@ class Exchanges:
         agreed = self._agreed(root, begun.exchange_id, ExchangeSecrets(classical, pqc), begun.message, message)
         successor = next_root(root.secret, agreed.secrets, agreed.transcript)
         sealed = await self._seal(peer, successor)
-        await self._replace(peer, Root(root.generation + 1, successor, sealed))
+        await self._replace(peer, Root(root.generation + 1, successor, root.preshared, sealed))
         return agreed
 
     # --- the follower's side
 
     async def answer(
-        self, peer: NodeId, offer: ExchangeOffer, *, context: bytes, answer_context: bytes = b""
+        self,
+        peer: NodeId,
+        offer: ExchangeOffer,
+        *,
+        context: bytes,
+        answer_context: bytes = b"",
+        anew: bool = False,
     ) -> tuple[ExchangeAnswer, Agreed]:
         """Check the leader's offer, answer it, and keep the successor root as a candidate, durably.
+
+        `anew`: the leader begins from the preshared root; ours is dropped once its offer has been verified.
 
         Raises:
             StaleError: the leader's root is of a generation this node does not hold.
             AuthenticationError: the offer is not the leader's.
             RemoteProtocolError: it was answered before.
         """
-        async with self._answering[
-            peer
-        ]:  # offers that overtook a deadline are answered in order; the last one counts
-            return await self._answer(peer, offer, context, answer_context)
+        # Offers that overtook a deadline are answered in order; the last one counts.
+        async with self._answering[peer]:
+            return await self._answer(peer, offer, context, answer_context, anew=anew)
 
     async def _answer(
-        self, peer: NodeId, offer: ExchangeOffer, context: bytes, answer_context: bytes
+        self, peer: NodeId, offer: ExchangeOffer, context: bytes, answer_context: bytes, *, anew: bool
     ) -> tuple[ExchangeAnswer, Agreed]:
         if offer.exchange_id in self._answered[peer]:
             raise RemoteProtocolError(f"node {peer} offers an exchange that was answered before")
-        root = self._root_of_generation(peer, offer.root_generation)
+        root = self._first_root(peer) if anew else self._root_of_generation(peer, offer.root_generation)
         message = offer_message(
             peer, self._ctx.name, offer.exchange_id, offer.root_generation, offer.public, context=context
         )
         check_root_tag(root.secret, message, offer.root_tag)
         self._ctx.verifier.verify(peer, message, offer.signature)
         self._answered[peer].append(offer.exchange_id)
+        if anew and self.root(peer).generation:
+            self._ctx.counters["roots_reset"] += 1
         public, classical, pqc = self._ctx.agreement.answer(offer.public)
         reply = answer_message(message, public, context=answer_context)
         agreed = self._agreed(root, offer.exchange_id, ExchangeSecrets(classical, pqc), message, reply)
         successor = next_root(root.secret, agreed.secrets, agreed.transcript)
         sealed = await self._seal(peer, successor)
-        await self._replace(peer, Root(root.generation, root.secret, root.sealed, successor, sealed))
+        await self._replace(peer, Root(root.generation, root.secret, root.preshared, root.sealed, successor, sealed))
         answer = ExchangeAnswer(public, root_tag(root.secret, reply), self._ctx.signer.sign(reply))
         return answer, agreed
 
@@ -187,9 +202,9 @@ class Exchanges:
         """Return the root that the leader used, which shows whether it got our last answer."""
         root = self.root(peer)
         if generation == root.generation:
-            return Root(root.generation, root.secret, root.sealed)
+            return Root(root.generation, root.secret, root.preshared, root.sealed)
         if root.candidate is not None and generation == root.generation + 1:
-            return Root(generation, root.candidate, root.candidate_sealed)
+            return Root(generation, root.candidate, root.preshared, root.candidate_sealed)
         raise StaleError(f"node {peer} uses root generation {generation}; this node has {root.generation}")
 
     # --- common
@@ -197,10 +212,8 @@ class Exchanges:
     def _agreed(
         self, root: Root, exchange_id: bytes, secrets: ExchangeSecrets, offer: bytes, answer: bytes
     ) -> Agreed:
-        rooted = bytes(root.secret.view()) != NO_ROOT
-        authentication = ("ml-dsa-65", "root") if rooted else ("ml-dsa-65",)
         before = Secret.of(root.secret.view())
-        return Agreed(exchange_id, secrets, transcript_of(offer, answer), before, authentication)
+        return Agreed(exchange_id, secrets, transcript_of(offer, answer), before, _authentication(root))
 
     async def _replace(self, peer: NodeId, new: Root) -> None:
         old = self.root(peer)
@@ -208,6 +221,7 @@ class Exchanges:
             new.generation,
             None if new.sealed is None else rows.SealedRow.of(new.sealed),
             None if new.candidate_sealed is None else rows.SealedRow.of(new.candidate_sealed),
+            new.preshared,
         )
         await self._ctx.store.commit([Put(Table.SESSION, self._key(peer), rows.encode(row))])
         self._roots[peer] = new
@@ -228,3 +242,14 @@ class Exchanges:
     @staticmethod
     def _key(peer: NodeId) -> bytes:
         return b"root" + rows.peer_prefix(peer)
+
+
+def _authentication(root: Root) -> tuple[str, ...]:
+    """Return what vouched for an exchange, in provenance's words.
+
+    "root-preshared": the end-to-end root began from a secret installed by hand. "root-continuity": it began with a
+    first exchange that certificates alone vouched for, so it only proves that the other end is still the same.
+    """
+    if root.preshared:
+        return ("ml-dsa-65", "root-preshared")
+    return ("ml-dsa-65", "root-continuity") if root.generation else ("ml-dsa-65",)

@@ -20,15 +20,15 @@ from trenza.base.errors import (
 )
 from trenza.base.names import NodeId
 from trenza.base.secret import Secret
-from trenza.base.units import Nanoseconds, Seconds, nanoseconds
 from trenza.core.exchange import SCHEME, strand_blocks
 from trenza.core.keyid import SLOTS_MAX
 from trenza.core.path import Route, best_path
 from trenza.core.provenance import FORMAT_VERSION, Hop, Lineage, SegmentRecord
 from trenza.core.segment import FULL_ORIGINS, PLAIN_ORIGINS, assemble, comparison_tag
-from trenza.core.strand import Origin, Supply
+from trenza.core.strand import Supply
 from trenza.kms.arrivals import Carried
 from trenza.kms.context import Context
+from trenza.kms.demand import Want
 from trenza.kms.exchange import Agreed, Exchanges
 from trenza.kms.levels import Levels
 from trenza.kms.pools import Pools
@@ -41,22 +41,9 @@ from trenza.wire.peer import (
     SegmentCommitted,
     SegmentDrop,
     SegmentOffer,
-    StockMark,
 )
 
 _PENDING_MAX = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Want:
-    """What one direction of a pair lacks."""
-
-    issuer: NodeId
-    full: bool
-    slots: int  # missing to the target
-    stock: int  # slots there are
-    max_hops: int
-    allowed_nodes: tuple[NodeId, ...]
 
 
 @dataclass(slots=True)
@@ -78,90 +65,6 @@ class Fill:
         self._levels = levels
         self._pending: dict[bytes, _Pending] = {}
         self._making: set[bytes] = set()  # segments this node leads that are not finished
-        self._issued: dict[tuple[NodeId, bool], _Rate] = {}
-
-    # --- what is wanted
-
-    def note_issued(self, peer: NodeId, *, full: bool, slots: int) -> None:
-        """Count demand: filling aims at seconds of it."""
-        self._rate(peer, full=full).add(slots, self._ctx.clock.elapsed())
-
-    def _rate(self, peer: NodeId, *, full: bool) -> _Rate:
-        return self._issued.setdefault((peer, full), _Rate())
-
-    def max_age(self, peer: NodeId, *, full: bool) -> Seconds:
-        """Return how old strands of the pair may become: what the strictest of its policies says."""
-        ages = [
-            float(policy.max_age_s)
-            for _, other, policy in self._ctx.book.pairs_of_node(self._ctx.name)
-            if other.node == peer and any(recipe.needs_qkd is full for recipe in policy.recipes)
-        ]
-        return Seconds(min([*ages, self._ctx.settings.segment_lifetime]))
-
-    def _fresh_since(self, peer: NodeId, *, full: bool) -> Nanoseconds:
-        """Return since when strands must have been made to count as stock: the others are replaced in good time."""
-        age = Seconds(self.max_age(peer, full=full) * 3 / 4)
-        return Nanoseconds(self._ctx.clock.now() - nanoseconds(age))
-
-    def _issuable(self, peer: NodeId, *, full: bool) -> int:
-        return self._pools.issuable(peer, full=full, since=self._fresh_since(peer, full=full))
-
-    def stock(self, peer: NodeId) -> StockMark:
-        """Return what this node can issue to `peer` for some time, and how fast it has lately."""
-        now = self._ctx.clock.elapsed()
-        return StockMark(
-            self._issuable(peer, full=True),
-            self._issuable(peer, full=False),
-            self._rate(peer, full=True).per_second(now),
-            self._rate(peer, full=False).per_second(now),
-        )
-
-    def wants(self, peer: NodeId) -> list[Want]:
-        """Return what the pair lacks, the emptiest first."""
-        found: list[Want] = []
-        for full, (max_hops, allowed) in self._kinds(peer).items():
-            for issuer in (self._ctx.name, peer):
-                stock, rate = self._stock_of(peer, issuer, full=full)
-                target = max(self._ctx.settings.stock_target, int(rate * self._ctx.settings.stock_seconds))
-                if stock < target * 3 // 4:
-                    found.append(Want(issuer, full, target - stock, stock, max_hops, allowed))
-        return sorted(found, key=lambda want: (want.stock, want.full, want.issuer))
-
-    def wanted(self, peer: NodeId, *, full: bool) -> bool:
-        """Tell whether any policy of the pair needs such segments."""
-        return full in self._kinds(peer)
-
-    def is_low(self, peer: NodeId) -> bool:
-        """Tell whether this node could soon have too little to issue to `peer`."""
-        return any(
-            self._issuable(peer, full=full) < self._ctx.settings.stock_target // 2 for full in self._kinds(peer)
-        )
-
-    def _stock_of(self, peer: NodeId, issuer: NodeId, *, full: bool) -> tuple[int, float]:
-        """Return the slots one direction holds, granted and not, and its recent demand in slots a second."""
-        ungranted = self._pools.ungranted(peer, issuer, full=full, since=self._fresh_since(peer, full=full))
-        mark = self.stock(peer) if issuer == self._ctx.name else self._pools.pair(peer).peer_stock
-        held, rate = (mark.full, mark.full_rate) if full else (mark.plain, mark.plain_rate)
-        return ungranted + held, rate
-
-    def _kinds(self, peer: NodeId) -> dict[bool, tuple[int, tuple[NodeId, ...]]]:
-        """Return which kinds of segments the policies of this pair need, and how the QKD strands may travel.
-
-        Where policies differ in what they allow, the strands take a path that all allow.
-        """
-        kinds: dict[bool, tuple[int, tuple[NodeId, ...]]] = {}
-        for _, other, policy in self._ctx.book.pairs_of_node(self._ctx.name):
-            if other.node != peer:
-                continue
-            for recipe in policy.recipes:
-                if recipe.origins.isdisjoint({Origin.QKD, Origin.PQC, Origin.CLASSICAL}):
-                    continue
-                full = Origin.QKD in recipe.origins
-                hops, allowed = kinds.get(full, (policy.max_hops, policy.allowed_nodes))
-                if allowed and policy.allowed_nodes:
-                    allowed = tuple(node for node in allowed if node in policy.allowed_nodes)
-                kinds[full] = (min(hops, policy.max_hops), allowed or policy.allowed_nodes)
-        return kinds
 
     # --- the leader's side
 
@@ -173,8 +76,8 @@ class Fill:
             self._ctx.book.links,
             self._levels.view(),
             units,
-            allowed_nodes=want.allowed_nodes,
-            max_hops=want.max_hops,
+            allowed_nodes=want.kind.relays,
+            max_hops=want.kind.max_hops,
         )
 
     async def fill(self, peer: NodeId, want: Want) -> int:
@@ -220,7 +123,7 @@ class Fill:
         """Return how many slots to make, and over which path."""
         settings = self._ctx.settings
         most = min(settings.segment_max, SLOTS_MAX, max(want.slots, settings.segment_min))
-        if not want.full:
+        if not want.kind.full:
             return most, None
         size = most
         while size >= settings.segment_min:
@@ -261,7 +164,7 @@ class Fill:
             follower=peer,
             issuer=want.issuer,
             slots=slots,
-            origins=FULL_ORIGINS if want.full else PLAIN_ORIGINS,
+            origins=FULL_ORIGINS if want.kind.full else PLAIN_ORIGINS,
             lineage=Lineage(
                 agreed.exchange_id, SCHEME, transcript.initiator + transcript.responder, agreed.authentication
             ),
@@ -395,20 +298,3 @@ def _material(agreed: Agreed, slots: int, qkd: Secret | None) -> Secret:
 
 def _hop_of(hop: HopRecord) -> Hop:
     return Hop(hop.link, hop.sender, hop.receiver, Supply(hop.supply), hop.emulated, hop.bootstrap, hop.epsilon)
-
-
-@dataclass(slots=True)
-class _Rate:
-    """Slots a second, averaged over about five seconds."""
-
-    value: float = 0.0
-    at: float = 0.0
-    _HALF: float = 3.5
-
-    def add(self, slots: int, now: float) -> None:
-        self.value = self.per_second(now) + slots / (self._HALF / 0.6931)
-        self.at = now
-
-    def per_second(self, now: float) -> float:
-        age = max(0.0, now - self.at)
-        return float(self.value * 0.5 ** (age / self._HALF))

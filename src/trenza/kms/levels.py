@@ -43,6 +43,7 @@ class Levels:
         self._ctx = ctx
         self._pads = pads
         self._heard: dict[_Name, _Heard] = {}
+        self.news = False  # whether something came or went that neighbours should hear of at once
         self._told: dict[NodeId, dict[_Name, int]] = {}  # sequence each neighbour has heard from this node
 
     def view(self) -> Mapping[_Name, int]:
@@ -53,6 +54,7 @@ class Levels:
 
     async def tick(self) -> None:
         """State this node's levels where it is time, and tell neighbours what they have not heard."""
+        self.news = False
         self._forget()
         for name, said in self._own().items():
             self._state(name, said)
@@ -78,6 +80,8 @@ class Levels:
                 continue
             if level.sequence > clock + _CLOCKS_APART or (heard and level.sequence <= heard.level.sequence):
                 continue
+            before = _usable(heard.level.units, heard.level.reserve) if heard else 0
+            self.news = self.news or (before == 0) != (_usable(level.units, level.reserve) == 0)
             self._heard[name] = _Heard(level, now, peer)
             if name[1] == peer and name[0] in self._ctx.links:
                 self._pads.said[name] = Said(level.units, level.reserve)

@@ -18,12 +18,14 @@ from trenza.base.errors import (
     UnauthorisedError,
 )
 from trenza.base.names import LinkId, NodeId
-from trenza.base.units import Seconds
+from trenza.base.units import Nanoseconds, Seconds, nanoseconds
+from trenza.core.choice import StrandKind
 from trenza.core.policy import SignedBook, open_book
 from trenza.core.recipe import LOCAL
 from trenza.kms import rows
 from trenza.kms.context import Context
 from trenza.kms.deliver import Delivery
+from trenza.kms.demand import Demand
 from trenza.kms.exchange import Exchanges
 from trenza.kms.explain import Explain
 from trenza.kms.fill import Fill
@@ -75,8 +77,9 @@ class Node:
         self.pools = Pools(ctx)
         self.exchanges = Exchanges(ctx)
         self.sessions = Sessions(ctx, exchanges=self.exchanges, pools=self.pools, ingest=self.ingest, anchor=anchor)
+        self.demand = Demand(ctx, pools=self.pools)
         self.fill = Fill(ctx, pools=self.pools, exchanges=self.exchanges, relays=self.relays, levels=self.levels)
-        self.slots = Slots(ctx, sessions=self.sessions, pools=self.pools, fill=self.fill)
+        self.slots = Slots(ctx, sessions=self.sessions, pools=self.pools, demand=self.demand)
         self.wrapped = Wrapped(ctx, slots=self.slots)
         self.delivery = Delivery(ctx, slots=self.slots, wrapped=self.wrapped)
         self.explain = Explain(ctx, sessions=self.sessions, slots=self.slots)
@@ -263,7 +266,7 @@ class Node:
                 await self.sessions.knock(peer)
             return False
         try:
-            version = await self.sessions.beat(peer, self.fill.stock(peer))
+            version = await self.sessions.beat(peer, self.demand.mark(peer))
         except RefusedError:  # the peer knows no such session: it has started anew, or is about to finish this one
             if not self.sessions.is_young(peer):
                 self.sessions.end(peer)
@@ -271,7 +274,7 @@ class Node:
         if not ctx.has_book or version > ctx.book.version:
             await self._fetch_book(peer)
         await self._ask_windows(peer)
-        max_age = {full: self.fill.max_age(peer, full=full) for full in (True, False)}
+        max_age = {full: self.demand.max_age(peer, full=full) for full in (True, False)}
         await self.pools.tidy(peer, key_lifetime=lifetime_of(ctx), max_age=max_age)
         return False
 
@@ -283,22 +286,18 @@ class Node:
             await self.install_book(SignedBook.decode(answer.signed))
 
     async def _ask_windows(self, peer: NodeId) -> None:
-        """Ask for windows while fewer slots are held than a few seconds of demand need."""
+        """Ask for windows of every kind of which too few slots are held."""
         ctx = self.ctx
-        mark = self.fill.stock(peer)
-        for full, held, rate in ((True, mark.full, mark.full_rate), (False, mark.plain, mark.plain_rate)):
-            enough = max(ctx.settings.stock_target, int(rate * ctx.settings.stock_seconds / 2))
-            if held > enough // 2 or not self.fill.wanted(peer, full=full):
-                continue
-            request = WindowRequest(ctx.session(peer).id, full, enough - held)
+        for kind, slots in self.demand.windows_to_ask(peer):
+            oldest = ctx.clock.now() - nanoseconds(Seconds(float(kind.max_age_s)))
+            request = WindowRequest(
+                ctx.session(peer).id, kind.full, kind.max_hops, tuple(sorted(kind.relays)), oldest, slots
+            )
             answer = await ctx.peers.call(peer, request, timeout=ctx.settings.call_timeout)
             if not isinstance(answer, WindowAnswer):
                 raise RemoteProtocolError(f"node {peer} answered a window request with {type(answer).__name__}")
-            if not answer.grants:
-                await self.pools.write_off_ungrantable(peer, full=full)
             for segment in await self.pools.accept(peer, answer.grants):
-                if not self.fill.is_making(segment):
-                    await ctx.peers.call(peer, SegmentDrop(segment), timeout=ctx.settings.call_timeout)
+                await ctx.peers.call(peer, SegmentDrop(segment), timeout=ctx.settings.call_timeout)
 
     async def _lead(self, peer: NodeId, *, fills: bool) -> bool:
         """Open the session when there is none, and fill what is wanted; one exchange at a time."""
@@ -310,7 +309,7 @@ class Node:
         if not fills:
             return False
         filled = False
-        for want in self.fill.wants(peer):
+        for want in self.demand.wants(peer):
             try:
                 filled = await self.fill.fill(peer, want) > 0 or filled
             except StaleError:  # only a new hello brings the roots of the two nodes together again
@@ -347,7 +346,7 @@ class Node:
         await self.wrapped.tidy()
         await self.notary.sign_if_due()
         for peer in self.partners():
-            if self.fill.is_low(peer):
+            if self.demand.is_low(peer):
                 self._restock(peer)
         return False
 
@@ -375,15 +374,16 @@ class Node:
             case WindowRequest() | SegmentOffer() | WrapOffer() if peer not in self.partners():
                 raise UnauthorisedError("the policy book lets no pair of these two nodes share keys")
             case WindowRequest():
-                self.ctx.session_of(peer, message.session)
-                wanted = min(max(message.slots, 0), 64 * self.ctx.settings.window_slots)
-                return WindowAnswer(await self.pools.grant(peer, full=message.full, slots=wanted))
+                return await self._granted(peer, message)
             case Relay():
                 return await self.relays.handle(peer, message)
             case BlockOffer():
                 return await self.ingest.accept(peer, message)
             case LinkLevels():
-                return await self.levels.handle(peer, message)
+                done = await self.levels.handle(peer, message)
+                if self.levels.news:
+                    self.kick("levels")
+                return done
             case SegmentOffer():
                 return await self.fill.handle_offer(peer, message)
             case SegmentCommit():
@@ -413,6 +413,15 @@ class Node:
                 return self._book_for(message)
             case _:
                 raise RemoteProtocolError(f"{type(message).__name__} is an answer, not a request")
+
+    async def _granted(self, peer: NodeId, request: WindowRequest) -> WindowAnswer:
+        self.ctx.session_of(peer, request.session)
+        wanted = min(request.slots, 64 * self.ctx.settings.window_slots)
+        if wanted < 1:
+            raise RemoteProtocolError("a window has at least one slot")
+        kind = StrandKind(request.full, request.max_hops, frozenset(map(NodeId, request.relays)), 0)
+        accept = kind.acceptance(oldest=Nanoseconds(request.oldest))
+        return WindowAnswer(await self.pools.grant(peer, full=kind.full, slots=wanted, accept=accept))
 
     def _book_for(self, request: BookRequest) -> BookAnswer:
         signed = self.ctx.signed_book

@@ -7,7 +7,7 @@ segment is in use (design decisions 6 to 10).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -15,6 +15,7 @@ from trenza.base.errors import AuthenticationError, RemoteProtocolError, Unavail
 from trenza.base.names import NodeId
 from trenza.base.secret import Secret
 from trenza.base.units import Nanoseconds, Seconds, nanoseconds
+from trenza.core.keyid import WINDOWS_MAX
 from trenza.core.provenance import SegmentRecord
 from trenza.core.segment import OpenSegment, SegmentFacts
 from trenza.core.window import HeldWindow, IssuerPool, IssuerWindow
@@ -22,8 +23,6 @@ from trenza.kms import rows
 from trenza.kms.context import Context
 from trenza.kms.ports import Append, Change, Delete, DeletePrefix, Insert, Put, Table
 from trenza.wire.peer import StockMark, WindowGrant, WindowMark
-
-_EVER = Nanoseconds(0)
 
 
 @dataclass(slots=True)
@@ -229,20 +228,23 @@ class Pools:
 
     # --- windows
 
-    async def grant(self, peer: NodeId, *, full: bool, slots: int) -> tuple[WindowGrant, ...]:
+    async def grant(
+        self, peer: NodeId, *, full: bool, slots: int, accept: Callable[[SegmentFacts], bool]
+    ) -> tuple[WindowGrant, ...]:
         """Grant up to `slots` slots of segments that `peer` issues from: durable before the answer leaves."""
         pair = self.pair(peer)
         grants: list[WindowGrant] = []
         changes: list[Change] = []
         now = self._ctx.clock.now()
-        missing = max(slots, 1)
+        missing = slots
         for segment in pair.segments.values():
             record = segment.facts.record
             if record.issuer != peer or segment.facts.full is not full or not segment.ungranted:
                 continue
+            if not accept(segment.facts):
+                continue
             count = min(missing, segment.ungranted, self._ctx.settings.window_slots)
-            held = HeldWindow(pair.next_window, segment.facts, segment.granted, count, now)
-            pair.next_window += 1
+            held = HeldWindow(self._next_number(pair), segment.facts, segment.granted, count, now)
             pair.held[held.number] = held
             segment.granted += count
             missing -= count
@@ -256,6 +258,17 @@ class Pools:
             given = rows.WindowsRow(pair.next_window)
             await self._ctx.store.commit([*changes, Put(Table.META, rows.windows_key(peer), rows.encode(given))])
         return tuple(grants)
+
+    @staticmethod
+    def _next_number(pair: Pair) -> int:
+        """Return the next window number. Numbers come round after 2^26 windows, when no ID key that sealed IDs of
+        the first round is honoured any more (Sessions.fetchable_keys).
+        """
+        while pair.next_window in pair.held:
+            pair.next_window = (pair.next_window + 1) % WINDOWS_MAX
+        number = pair.next_window
+        pair.next_window = (number + 1) % WINDOWS_MAX
+        return number
 
     def _segment_row(self, segment: Segment) -> Put:
         row = rows.SegmentRow(segment.peer, segment.facts.encoded, segment.granted)
@@ -378,19 +391,28 @@ class Pools:
 
     # --- stock
 
-    def issuable(self, peer: NodeId, *, full: bool, since: Nanoseconds = _EVER) -> int:
-        """Return the slots, made `since` then, that this node can issue to `peer` without another window."""
-        issuer = self.pair(peer).issuer
-        return issuer.available(full=full, accept=lambda facts: facts.record.created >= since)
+    def issuable(self, peer: NodeId, *, full: bool, accept: Callable[[SegmentFacts], bool] | None = None) -> int:
+        """Return the slots this node can issue to `peer` without another window."""
+        return self.pair(peer).issuer.available(full=full, accept=accept)
 
-    def ungranted(self, peer: NodeId, issuer: NodeId, *, full: bool, since: Nanoseconds = _EVER) -> int:
-        """Return the slots of one direction's ready segments, made `since` then, that no window covers yet."""
+    def ungranted(
+        self, peer: NodeId, issuer: NodeId, *, full: bool, accept: Callable[[SegmentFacts], bool] | None = None
+    ) -> int:
+        """Return the slots of one direction's ready segments that no window covers yet."""
         return sum(
             segment.ungranted
             for segment in self.pair(peer).segments.values()
             if segment.facts.record.issuer == issuer
             and segment.facts.full is full
-            and segment.facts.record.created >= since
+            and (accept is None or accept(segment.facts))
+        )
+
+    def unissued(self, peer: NodeId, *, full: bool, accept: Callable[[SegmentFacts], bool]) -> int:
+        """Return the slots granted to `peer` that it has not issued yet, as far as it has said."""
+        return sum(
+            window.count - window.issued
+            for window in self.pair(peer).held.values()
+            if window.closed is None and window.facts.full is full and accept(window.facts)
         )
 
     # --- upkeep

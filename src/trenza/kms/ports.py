@@ -287,6 +287,10 @@ class Signer(Protocol):
 
     def sign(self, message: bytes) -> bytes: ...
 
+    def recognises(self, message: bytes, signature: bytes) -> bool:
+        """Tell whether this very identity made `signature` over `message`, in this life or an earlier one."""
+        ...
+
 
 class Verifier(Protocol):
     """Checks other nodes' signatures, by the certificates their connections showed."""

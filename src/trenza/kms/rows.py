@@ -60,6 +60,7 @@ class RootRow(msgspec.Struct, frozen=True, array_like=True):
     generation: int
     root: SealedRow | None  # None: generation 0, the preshared one or none
     candidate: SealedRow | None
+    preshared: bool = False
 
 
 class IdKeysRow(msgspec.Struct, frozen=True, array_like=True):

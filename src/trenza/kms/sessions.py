@@ -42,11 +42,15 @@ from trenza.wire.peer import (
     StockMark,
     Superseded,
     canonical,
+    life_message,
 )
 
 _NO_OFFER = ExchangeOffer(b"", b"", 0, b"", b"")
 _NO_ANSWER = ExchangeAnswer(b"", b"", b"")
 """Stand in for the exchange while the rest of the message is encoded: the exchange covers all but itself."""
+
+_GRACE = Seconds(60.0)
+"""How long after its keys' lifetime a session's ID keys are still honoured."""
 
 
 @dataclass(slots=True)
@@ -106,7 +110,9 @@ class Sessions:
         return whole
 
     async def _set_life(self, epoch: int, incarnation: int, *, whole: bool) -> None:
-        self._ctx.presence = Presence(epoch, incarnation, bytes(self._ctx.entropy.token(16)))
+        bare = Presence(epoch, incarnation, bytes(self._ctx.entropy.token(16)))
+        signature = self._ctx.signer.sign(life_message(self._ctx.name, bare))
+        self._ctx.presence = Presence(bare.epoch, bare.incarnation, bare.nonce, signature)
         await self._write_life(whole=whole)
 
     async def _write_life(self, *, whole: bool) -> None:
@@ -124,7 +130,14 @@ class Sessions:
         self._anchor.remember(self._store_name, self._ctx.store.counter())
 
     async def start_new_life(self, *, after: Presence) -> None:
-        """Drop every strand and come back in an epoch after `after`: another copy of this node was seen."""
+        """Drop every strand and come back in an epoch after `after`: another copy of this node was seen.
+
+        Raises:
+            AuthenticationError: this node never signed that life; whoever speaks of it proves nothing.
+        """
+        if not self._ctx.signer.recognises(life_message(self._ctx.name, after), after.signature):
+            self._ctx.counters["lives_unproved"] += 1
+            raise AuthenticationError("a peer speaks of a later life of this node that this node did not sign")
         self._ctx.counters["lives_superseded"] += 1
         for session in list(self._ctx.sessions.values()):
             self.end(session.peer)
@@ -146,7 +159,7 @@ class Sessions:
                 await self._ctx.store.commit(
                     [Put(Table.SESSION, self._keys_row(peer, one.session), rows.encode(row))]
                 )
-            await self._exchanges.reset(peer)
+            await self._exchanges.forget(peer)
 
     async def load_keys(self) -> None:
         """Read the ID keys of earlier sessions, under which keys may still be fetched."""
@@ -175,7 +188,6 @@ class Sessions:
         since = self._ctx.clock.elapsed()
         answer, agreed, hello = await self._say_hello(peer, root_reset=self._exchanges.root(peer).generation == 0)
         if isinstance(answer, RootReset):
-            await self._exchanges.reset(peer)
             since = self._ctx.clock.elapsed()
             answer, agreed, hello = await self._say_hello(peer, root_reset=True)
         match answer:
@@ -203,7 +215,7 @@ class Sessions:
             _NO_OFFER,
         )
         context = canonical(hello)
-        offer, begun = self._exchanges.begin(peer, context=context)
+        offer, begun = self._exchanges.begin(peer, context=context, anew=root_reset)
         hello = Hello(
             hello.version, hello.presence, hello.knows, hello.root_reset, hello.segments, hello.blocks, offer
         )
@@ -227,10 +239,6 @@ class Sessions:
         if hello.knows is not None and _is_later(hello.knows, ctx.presence):
             await self.start_new_life(after=hello.knows)
         self._refuse_two_lives(peer, hello.presence)
-        if hello.root_reset and self._exchanges.root(peer).generation + (
-            self._exchanges.root(peer).candidate is not None
-        ):
-            await self._exchanges.reset(peer)
         bare = Hello(
             hello.version, hello.presence, hello.knows, hello.root_reset, hello.segments, hello.blocks, _NO_OFFER
         )
@@ -243,7 +251,11 @@ class Sessions:
         )
         try:
             exchange, agreed = await self._exchanges.answer(
-                peer, hello.exchange, context=canonical(bare), answer_context=_context_of_answer(partial)
+                peer,
+                hello.exchange,
+                context=canonical(bare),
+                answer_context=_context_of_answer(partial),
+                anew=hello.root_reset,
             )
         except (StaleError, AuthenticationError):
             if hello.root_reset:
@@ -304,12 +316,15 @@ class Sessions:
     ) -> None:
         """Derive the session's keys, make them durable, and drop what only one of us holds.
 
+        The exchange has proved who the peer is; its life must be one that it signed.
+
         The leader's lease runs `since` a moment at which the peer had not heard it yet: it lets another incarnation
         of this node in one lease after it did. The follower (None) does not know whether its answer arrives, so the
         first beat that the leader answers brings the lease; until then it issues nothing, or, to a leader in the
         same life, under the session before, whose ID keys both have.
         """
         ctx = self._ctx
+        ctx.verifier.verify(peer, life_message(peer, presence), presence.signature)
         keys = session_keys(agreed.root_before, agreed.secrets, agreed.transcript)
         agreed.wipe()
         common = frozenset(mine.segments) & frozenset(their_segments)
@@ -375,6 +390,15 @@ class Sessions:
         """
         self._ctx.session(peer)
         return next(one.mine for one in self._id_keys[peer] if one.session == self._issues_under[peer])
+
+    def fetchable_keys(self, peer: NodeId) -> list[IdKeySet]:
+        """Return the ID keys under which a key may still be fetched: of this session, and of those that ended less
+        than the longest key lifetime ago. Window numbers may come round again for older ones.
+        """
+        sets = self._id_keys.get(peer, [])
+        oldest = self._ctx.clock.now() - lifetime_of(self._ctx) - nanoseconds(_GRACE)
+        ends = [self._ctx.clock.now(), *(one.created for one in sets)]
+        return [one for one, ended in zip(sets, ends, strict=False) if not one.retired and ended >= oldest]
 
     def id_keys(self, peer: NodeId) -> list[IdKeySet]:
         """Return the ID keys of all sessions this node has ever had with `peer`, newest first."""
@@ -458,6 +482,5 @@ def _context_of_answer(answer: HelloAnswer) -> bytes:
 
 
 def lifetime_of(ctx: Context) -> Nanoseconds:
-    """Return the longest that any key of the book may wait to be fetched."""
-    longest = max((policy.key_lifetime_s for policy in ctx.book.policies), default=3_600) if ctx.has_book else 3_600
-    return nanoseconds(Seconds(float(longest)))
+    """Return the longest that any key of the book may wait to be fetched; an hour while there is no book."""
+    return nanoseconds(Seconds(float(ctx.book.longest_key_lifetime_s if ctx.has_book else 3_600)))

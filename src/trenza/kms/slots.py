@@ -44,7 +44,7 @@ from trenza.core.segment import SegmentFacts
 from trenza.core.strand import NO_EXCHANGE, Origin
 from trenza.core.window import HeldWindow, Take
 from trenza.kms.context import Context
-from trenza.kms.fill import Fill
+from trenza.kms.demand import Demand
 from trenza.kms.pools import Pools
 from trenza.kms.ports import Append, Change, Insert, Table
 from trenza.kms.rows import delivered_key
@@ -103,11 +103,11 @@ class Owner:
 class Slots:
     """Taking and finding slots of this node's pools."""
 
-    def __init__(self, ctx: Context, *, sessions: Sessions, pools: Pools, fill: Fill) -> None:
+    def __init__(self, ctx: Context, *, sessions: Sessions, pools: Pools, demand: Demand) -> None:
         self._ctx = ctx
         self._sessions = sessions
         self._pools = pools
-        self._fill = fill
+        self._demand = demand
         self.on_low: Callable[[NodeId], None] | None = None  # told when little is left to issue
 
     # --- issuing
@@ -157,7 +157,7 @@ class Slots:
             return [await self._braid_taken(pair, recipe, size, take, keys) for take in takes]
 
     def _note_demand(self, peer: NodeId, *, full: bool, slots: int) -> None:
-        self._fill.note_issued(peer, full=full, slots=slots)
+        self._demand.note_issued(peer, full=full, slots=slots)
         little = self._ctx.settings.stock_target // 2
         if self.on_low is not None and self._pools.pair(peer).issuer.available(full=full) < little:
             self.on_low(peer)
@@ -253,9 +253,7 @@ class Slots:
 
     def _locate(self, pairs: Sequence[Pair], key_id: UUID) -> Found | None:
         peer = pairs[0].initiator.node
-        for keys in self._sessions.id_keys(peer):
-            if keys.retired:
-                continue
+        for keys in self._sessions.fetchable_keys(peer):
             address = read_key_id(key_id, keys.theirs)
             for pair in pairs:
                 if not verify_key_id(key_id, address, keys.theirs, binding=pair.binding):
@@ -273,7 +271,7 @@ class Slots:
         """Return whose key ID this is, whoever asks; None when this node cannot tell that it is genuine."""
         book = self._ctx.book
         for peer in self._sessions.peers_with_keys:
-            for keys in self._sessions.id_keys(peer):
+            for keys in self._sessions.fetchable_keys(peer):
                 for issued_here, side in ((False, keys.theirs), (True, keys.mine)):
                     address = read_key_id(key_id, side)
                     for mine, other, policy in book.pairs_of_node(self._ctx.name):

@@ -73,3 +73,6 @@ class LabSigner:
 
     def sign(self, message: bytes) -> bytes:
         return self._notary.tag(self._node, message)
+
+    def recognises(self, message: bytes, signature: bytes) -> bool:
+        return hmac.compare_digest(self._notary.tag(self._node, message), signature)

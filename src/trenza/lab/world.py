@@ -334,6 +334,6 @@ class World:
                 found += [
                     f"{machine.name} to {peer}"
                     for full in (True, False)
-                    if node.fill.wanted(peer, full=full) and not node.pools.issuable(peer, full=full)
+                    if node.demand.wanted(peer, full=full) and not node.pools.issuable(peer, full=full)
                 ]
         return found

@@ -80,9 +80,9 @@ def _sessions(node: Node) -> tuple[wire.SessionStatus, ...]:
 def _pools(node: Node) -> Iterator[wire.PoolStatus]:
     me, pools = node.ctx.name, node.pools
     for peer in node.partners():
-        mine, theirs = node.fill.stock(peer), pools.pair(peer).peer_stock
+        mine, theirs = node.demand.mark(peer), pools.pair(peer).peer_stock
         for full, kind in ((True, "full"), (False, "plain")):
-            if not node.fill.wanted(peer, full=full):
+            if not node.demand.wanted(peer, full=full):
                 continue
             granted = sum(
                 window.count - window.issued

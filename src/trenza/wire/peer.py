@@ -26,11 +26,23 @@ class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=str.
 
 
 class Presence(msgspec.Struct, frozen=True, array_like=True):
-    """Which life of a node speaks. `nonce` tells two copies with the same numbers apart."""
+    """Which life of a node speaks. `nonce` tells two copies with the same numbers apart.
+
+    The node signs each of its lives, so whoever says "I have met a later life of you" can show one that nobody but a
+    copy of that node could have signed.
+    """
 
     epoch: int  # bumped when a node cannot prove that its memory is whole (restore, clone)
     incarnation: int  # bumped at every start
     nonce: bytes  # 16 bytes, drawn at every start
+    signature: bytes = b""  # the node's own, ML-DSA-65, over `life_message`
+
+
+def life_message(node: str, presence: Presence) -> bytes:
+    """Return what the signature in a presence covers."""
+    name = node.encode()
+    numbers = presence.epoch.to_bytes(8, "big") + presence.incarnation.to_bytes(8, "big")
+    return b"trenza life v1" + len(name).to_bytes(4, "big") + name + numbers + presence.nonce
 
 
 class ExchangeOffer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -80,9 +92,10 @@ class RootReset(_Message, frozen=True):
 
 
 class Superseded(_Message, frozen=True):
-    """Answer to Hello or Knock: this node has met a later life of the other, or another copy of this one.
+    """Answer to Hello or Knock: this node has met a later life of the other, or another copy of it.
 
-    Whoever gets this cannot trust its memory: it drops its strands and comes back in an epoch after `known`.
+    If that life carries the receiver's own signature, the receiver cannot trust its memory: it drops its strands and
+    comes back in an epoch after `known`. Otherwise it stays as it is, and has no session here.
     """
 
     known: Presence
@@ -143,6 +156,9 @@ class WindowRequest(_Message, frozen=True):
 
     session: bytes
     full: bool  # with QKD
+    max_hops: int  # links that the QKD strands may have crossed
+    relays: tuple[str, ...]  # that they may have passed; empty: any
+    oldest: int  # when they must have been made, or later
     slots: int  # about how many are wanted
 
 
