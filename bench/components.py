@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import statistics
 import sys
@@ -13,11 +14,13 @@ from pathlib import Path
 
 import msgspec
 import uvloop
+from OpenSSL import SSL
 
 sys.path.insert(0, str(Path(__file__).parent))
 import measure
 
 from trenza.adapters.sqlite import SqliteStore
+from trenza.app.pki import CertificateAuthority, KeyType
 from trenza.base.names import NodeId, SaeId
 from trenza.base.secret import Secret
 from trenza.base.units import Bits, Nanoseconds
@@ -29,6 +32,7 @@ from trenza.core.recipe import HYBRID_CATKDF, HYBRID_CATKDF_KMAC, ITS, Recipe
 from trenza.core.strand import STRAND_BYTES, TRANSCRIPT_BYTES, Bundle, Transcript
 from trenza.kms.ports import Append, Change, Insert, Put, Table
 from trenza.kms.rows import IssuerWindowRow, delivered_key, encode
+from trenza.net.tls import TlsIdentity, client_context, peer_identity, server_context
 from trenza.wire import etsi014
 from trenza.wire.etsi014 import Key, KeyExtension
 
@@ -111,9 +115,41 @@ PARTS: dict[str, Callable[[], object]] = {
 }
 
 
+def handshake(folder: Path, key_type: KeyType) -> Callable[[], object]:
+    """Return one whole TLS 1.3 handshake in memory, both ends with certificates of `key_type`."""
+    authority = CertificateAuthority.create("The components' authority", key_type)
+    trust = folder / f"{key_type.value}-ca.pem"
+    authority.save(trust, folder / f"{key_type.value}-ca.key.pem")
+    one = TlsIdentity(folder / f"{key_type.value}.pem", folder / f"{key_type.value}.key.pem", trust)
+    authority.issue("both", uris=("urn:trenza:node:both",)).save(one.certificate_file, one.private_key_file)
+    contexts = server_context(one), client_context(one)
+
+    def once() -> object:
+        server, client = (SSL.Connection(context.openssl, None) for context in contexts)
+        server.set_accept_state()
+        client.set_connect_state()
+        done = False
+        while not done:
+            done = all([_shaken(client, server), _shaken(server, client)])
+        return peer_identity(server), peer_identity(client)
+
+    return once
+
+
+def _shaken(mine: SSL.Connection, theirs: SSL.Connection) -> bool:
+    try:
+        mine.do_handshake()
+        done = True
+    except SSL.WantReadError:
+        done = False
+    with contextlib.suppress(SSL.WantReadError):
+        theirs.bio_write(mine.bio_read(65_536))
+    return done
+
+
 def cpu_us(part: Callable[[], object], *, batches: int = 7, batch_s: float = 0.1) -> float:
     """Return the median over batches of the CPU microseconds of one call."""
-    calls = 100
+    calls = 10
     while (spent := _spent_ns(part, calls)) < batch_s * 1e9:
         calls = max(2 * calls, int(calls * batch_s * 1e9 / max(spent, 1)))
     return statistics.median(_spent_ns(part, calls) / calls / 1e3 for _ in range(batches))
@@ -158,7 +194,9 @@ def _changes(window: int, slot: int) -> list[Change]:
 def main() -> None:
     with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".bench-") as folder:
         where = measure.machine(Path(folder))
-        parts = {name: cpu_us(part) for name, part in PARTS.items()}
+        shakes = {f"TLS handshake, both ends, X25519MLKEM768 and {kind.value}": kind for kind in KeyType}
+        handshakes = {name: handshake(Path(folder), kind) for name, kind in shakes.items()}
+        parts = {name: cpu_us(part) for name, part in (PARTS | handshakes).items()}
         stores: list[Commits] = []
         for at_once in (1, 16, 64):
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
