@@ -3,19 +3,22 @@ from __future__ import annotations
 import asyncio
 import hmac
 from dataclasses import replace as replace_settings
+from uuid import UUID
 
 import pytest
 from msgspec.structs import replace
 from tests.kms.fakes import Fails, Fault
 from tests.kms.link_world import SMALL, World
 
-from trenza.base.errors import RefusedError, UnavailableError
+from trenza.base.errors import DeviceUnavailableError, RefusedError, UnavailableError
 from trenza.base.names import LinkId
+from trenza.base.secret import Secret
 from trenza.base.units import Bits, Seconds
 from trenza.core.pads import PadRange
-from trenza.kms.ingest import Draw, draw_for
+from trenza.core.strand import Supply
+from trenza.kms.ingest import Draw, draw_for, joined
 from trenza.kms.pads import Pads
-from trenza.kms.ports import DeviceLimits, Table
+from trenza.kms.ports import DeviceLimits, RawKey, Table
 from trenza.wire.peer import BlockAccepted, Presence, canonical
 
 LINK = LinkId("a-b")
@@ -395,3 +398,12 @@ def test_a_block_whose_sealing_key_is_gone_is_dropped_by_both():
 def test_a_device_is_asked_for_what_it_can_give(limits, units, expected):
     stored, number, size = limits
     assert draw_for(DeviceLimits(Bits(stored), number, Bits(size), Bits(1)), units) == expected
+
+
+def test_a_device_that_hands_out_zeros_is_broken():
+    keys = [
+        RawKey(UUID(int=place), Secret.of(text), Supply.LIVE) for place, text in enumerate((b"x" * 32, bytes(32)))
+    ]
+    with pytest.raises(DeviceUnavailableError, match="256 zero bits"):
+        joined(keys, Draw(2, Bits(256)))
+    assert all(not any(key.key.view()) for key in keys)  # and nothing of it is kept

@@ -75,14 +75,27 @@ def test_the_hops_say_what_each_link_was():
     async def story():
         world = row()
         world.devices[LinkId("b-c")].supply = Supply.WARM
-        world["a"].ctx.links[LinkId("a-b")].preshared = True
-        world["b"].ctx.links[LinkId("b-c")].emulated = False
+        for name in "ab":
+            world[name].ctx.links[LinkId("a-b")].preshared = True
+        for name in "bc":
+            world[name].ctx.links[LinkId("b-c")].emulated = False
         await world.stock()
         carried = await world["a"].relays.carry(SEGMENT, ("a", "b", "c"), 1)
         assert carried.hops == (
             HopRecord("a-b", "a", "b", "live", True, "preshared", None),
             HopRecord("b-c", "b", "c", "warm", False, "computational", None),
         )
+
+    asyncio.run(story())
+
+
+def test_ends_that_describe_their_link_differently_relay_nothing_over_it():
+    async def story():
+        world = row()
+        world["a"].ctx.links[LinkId("a-b")].emulated = False
+        await world.stock()
+        with pytest.raises(RefusedError, match="link a-b: node a says of its key what this node does not"):
+            await world["a"].relays.carry(SEGMENT, ("a", "b", "c"), 1)
 
     asyncio.run(story())
 

@@ -10,8 +10,8 @@ from trenza.base.errors import (
     AuthenticationError,
     NotEnoughKeyError,
     PeerUnavailableError,
+    RefusedError,
     RemoteProtocolError,
-    RemoteRefusalError,
 )
 from trenza.net.rpc import RpcClient, RpcServer
 from trenza.net.tls import client_context, fingerprint_of, server_context
@@ -123,11 +123,11 @@ def test_an_error_of_ours_travels_as_code_and_message_any_other_as_internal(run,
 
     async def story():
         async with serving(pki, handler) as (_, port), calling(pki, port) as client:
-            with pytest.raises(RemoteRefusalError, match="pool norte-sur is empty") as ours:
+            with pytest.raises(RefusedError, match="pool norte-sur is empty") as ours:
                 await client.call(b"ours", timeout_s=5)
             assert ours.value.remote_code == "not-enough-key"
             for body in (b"theirs", b"large"):
-                with pytest.raises(RemoteRefusalError) as theirs:
+                with pytest.raises(RefusedError) as theirs:
                     await client.call(body, timeout_s=5)
                 assert theirs.value.remote_code == "internal"
                 assert "secret detail" not in theirs.value.message

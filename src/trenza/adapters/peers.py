@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from trenza.base.errors import AuthenticationError, PeerUnavailableError, RefusedError, RemoteRefusalError
+from trenza.base.errors import AuthenticationError, PeerUnavailableError, RefusedError
 from trenza.base.names import NodeId
 from trenza.base.units import Seconds
 from trenza.net.rpc import RpcClient
@@ -60,7 +60,7 @@ class PeerConnections:
         client = self._client(peer)
         try:
             answer = await client.call(encode(message), timeout_s=timeout)
-        except RemoteRefusalError as error:
+        except RefusedError as error:
             said = f"node {peer} refused: {error.message}"
             raise RefusedError(said, remote_code=error.remote_code) from None
         shown = client.peer

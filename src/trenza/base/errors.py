@@ -16,7 +16,6 @@
      |   +- RefusedError         another node refused our request, with its code
      |   +- StaleError           the other party speaks of an older incarnation, epoch or version
      +- MissingOriginError       a slot lacks an origin that the recipe demands
-     +- RemoteRefusalError       the other party understood and refused; `remote_code` says why
      +- ConflictError            the same thing was recorded before (exactly once)
 
 A caller's bug is `assert` or ValueError; anything else crashes and is restarted. Messages name things, never bytes.
@@ -152,16 +151,6 @@ class MissingOriginError(TrenzaError):
     """A slot holds no strand of an origin that the recipe demands; what is there is never braided alone."""
 
     code = "missing-origin"
-
-
-class RemoteRefusalError(TrenzaError):
-    """The other party answered with an error of its own."""
-
-    code = "remote-refusal"
-
-    def __init__(self, remote_code: str, message: str) -> None:
-        super().__init__(message)
-        self.remote_code = remote_code
 
 
 class ConflictError(TrenzaError):

@@ -40,7 +40,6 @@ class Settings:
     link_target_units: int = 8_192  # units (32 bytes) of traffic key per link and direction that ingest aims at
     reserve_units: int = 64  # units per link and direction kept for authentication
     block_units: int = 1_024  # units per block at most
-    max_concurrent_fills: int = 4
     session_lifetime: Seconds = Seconds(86_400.0)
     segment_lifetime: Seconds = Seconds(86_400.0)  # an old stock is also an exposure
     clock_uncertainty: Nanoseconds = Nanoseconds(50_000_000)  # stated in provenance; NTP-disciplined clocks

@@ -22,6 +22,7 @@ from trenza.base.names import SaeId
 from trenza.base.units import Bits
 from trenza.core.choice import UNMET, acceptance, recipes_for
 from trenza.core.delivery import DeliveredKey, IssueRequest, PairStatus, Wishes
+from trenza.core.keyid import SIZE_MAX
 from trenza.core.policy import Policy, SaeEntry
 from trenza.core.rate import TokenBucket
 from trenza.core.recipe import LOCAL, Recipe
@@ -135,6 +136,8 @@ class Delivery:
             raise InvalidRequestError("size shall be a multiple of 8")
         smallest = max(pair.policy.min_key_size for pair in pairs)
         largest = min(pair.policy.max_key_size for pair in pairs)
+        if len(pairs) > 1:  # the braid that carries it holds a MAC key as well
+            largest = min(largest, SIZE_MAX - _MAC_BITS)
         if not smallest <= size <= largest:
             raise InvalidRequestError(
                 f"size is outside the limits of this SAE pair: min_key_size {smallest}, max_key_size {largest}",

@@ -301,7 +301,7 @@ def joined(keys: Sequence[RawKey], draw: Draw) -> Secret:
     """Return the whole units of a device's keys, end to end, and wipe the keys.
 
     Raises:
-        DeviceUnavailableError: the device handed out something else than it was asked for.
+        DeviceUnavailableError: the device handed out something else than it was asked for, or no random bits.
     """
     bits = bytearray(draw.number * draw.size // 8)
     place = 0
@@ -314,6 +314,8 @@ def joined(keys: Sequence[RawKey], draw: Draw) -> Secret:
     finally:
         for key in keys:
             key.key.wipe()
+    if any(not any(bits[at : at + UNIT_BYTES]) for at in range(0, draw.units * UNIT_BYTES, UNIT_BYTES)):
+        raise DeviceUnavailableError("the device handed out 256 zero bits in a row: it is broken")
     whole = Secret(bits)
     units = whole.cut(0, draw.units * UNIT_BYTES)
     whole.wipe()

@@ -81,7 +81,7 @@ class Pools:
         dropped = await store.scan(Table.WINDOW, rows.ISSUER)
         for _, value in dropped:
             last = rows.decode(value, rows.IssuerWindowRow)
-            self._ctx.counters["slots_doubtful"] += last.first + last.count - last.next
+            self._ctx.counters["slots_given_up_at_start"] += last.first + last.count - last.next
         if dropped:
             await store.commit([DeletePrefix(Table.WINDOW, rows.ISSUER)])
         for key, value in await store.scan(Table.WINDOW, rows.HOLDER):
@@ -433,7 +433,7 @@ class Pools:
                 continue
             expired = held.closed is not None and now - held.closed > key_lifetime
             if held.spent or expired:
-                self._ctx.counters["slots_expired"] += 0 if held.spent else held.count - len(held.delivered)
+                self._ctx.counters["slots_expired"] += max(0, held.issued - len(held.delivered | held.void))
                 changes += self._forget_held(peer, held)
         oldest = {full: now - nanoseconds(age) for full, age in max_age.items()}
         for aged in [window for window in pair.issuer if window.facts.record.created < oldest[window.facts.full]]:

@@ -188,8 +188,8 @@ class Relays:
         finally:
             key.wipe()
         said, known = message.hops[-1], incoming.hop
-        if (said.supply, said.epsilon) != (known.supply, known.epsilon):
-            raise RemoteProtocolError(f"node {said.sender} says of its key what this node does not know of it")
+        if replace(said, receiver=known.receiver) != known:
+            raise RemoteProtocolError(f"link {said.link}: node {said.sender} says of its key what this node does not")
         pad = await self._pads.bits(incoming.pad)
         if message.position == 1:
             return pad  # the strand is the named units themselves

@@ -19,7 +19,6 @@ from cryptography.hazmat.primitives.poly1305 import Poly1305
 
 from trenza.base.errors import (
     AuthenticationError,
-    ConflictError,
     RefusedError,
     RemoteProtocolError,
     StoreUnavailableError,
@@ -481,11 +480,7 @@ class Wrapped:
         )
         row_key = key_id.bytes + target.encode()
         try:
-            marker = Insert(Table.DELIVERED, b"\0" + row_key)
-            await ctx.store.commit([marker, Delete(Table.WRAPPED, row_key), self._entry("delivered", record)])
-        except ConflictError:
-            key.wipe()
-            raise UnknownKeyError("one or more keys specified are not found on KME") from None
+            await ctx.store.commit([Delete(Table.WRAPPED, row_key), self._entry("delivered", record)])
         except BaseException:  # it may be recorded as delivered or not: doubtful, so nobody gets it any more
             key.wipe()
             ctx.counters["keys_doubtful"] += 1

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from trenza.base.errors import (
     AuthenticationError,
     PeerUnavailableError,
+    RefusedError,
     RemoteProtocolError,
-    RemoteRefusalError,
     TrenzaError,
 )
 from trenza.net.rpc_frames import MAX_FRAME_BYTES, FramedProtocol, FrameKind, MessageCounters
@@ -265,7 +265,7 @@ class _Link(FramedProtocol):
                 answer.set_result(body)
             case FrameKind.ERROR:
                 code, _, message = body.decode(errors="replace").partition("\n")
-                answer.set_exception(RemoteRefusalError(code, message))
+                answer.set_exception(RefusedError(message, remote_code=code))
             case FrameKind.GOAWAY:
                 answer.set_exception(PeerUnavailableError("the node is stopping", sent=False))
 
@@ -346,7 +346,7 @@ class RpcClient:
 
         Raises:
             PeerUnavailableError: no answer; `sent` False means the other node certainly did not look at the request.
-            RemoteRefusalError: the other node answered with an error; its code is `remote_code`.
+            RefusedError: the other node answered with an error; its code is `remote_code`.
             AuthenticationError: one side refused the other's certificate; the request was not looked at.
             RemoteProtocolError: the other node sent nonsense; what it did is unknown.
         """
