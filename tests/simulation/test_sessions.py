@@ -221,6 +221,29 @@ def test_a_new_session_of_the_same_lives_closes_no_window() -> None:
     run(story())
 
 
+@pytest.mark.parametrize("restarts", [None, A, B])
+def test_keys_of_a_segment_that_its_issuer_finished_with_outlive_a_new_session(restarts) -> None:
+    async def story() -> None:
+        world = await started(TWO)
+        keys = await issue(world, "A1", "B1", number=2)
+        segment = (await node_of(world, "A1").explain.key(keys[0].key_id)).segment
+        assert segment is not None
+        while segment.segment in world.node(A).pools.ready_segments(B):
+            await _fetched(world, await _issued(world))
+            await asyncio.sleep(0.5)
+        if restarts is None:
+            end_session(world)
+        else:
+            await world.crash(restarts)
+            await world.start(restarts)
+        await asyncio.sleep(20.0)
+        got = await fetch(world, "B1", "A1", [key.key_id for key in keys])
+        assert [key.key for key in got] == [key.key for key in keys]
+        await judged(world, ("A1", "B1"))
+
+    run(story())
+
+
 @pytest.mark.parametrize("written", [False, True], ids=["not written", "written, unheard"])
 def test_a_commit_of_unknown_outcome_burns_its_slots_at_both_ends(written) -> None:
     async def story() -> None:

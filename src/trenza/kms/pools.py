@@ -112,12 +112,31 @@ class Pools:
             await self.keep_only(peer, ())
         self._ctx.counters["segments_dropped_at_restore"] += len(handles)
 
-    async def keep_only(self, peer: NodeId, segments: Iterable[bytes]) -> None:
-        """Drop the segments of a pair that the other end does not hold, with their windows."""
+    async def keep_only(self, peer: NodeId, segments: Iterable[bytes], *, peer_is_whole: bool = False) -> None:
+        """Drop the segments of a pair that the other end does not hold, with their windows.
+
+        A peer in the epoch that we know has only finished with a segment that it issued from: the keys of its
+        windows can be fetched in their time, and no further window of it is granted.
+        """
         keep = frozenset(segments)
         pair = self.pair(peer)
         for segment in [one for one in pair.segments.values() if one.id not in keep]:
-            await self.drop_segment(segment)
+            held = any(window.facts is segment.facts for window in pair.held.values())
+            if peer_is_whole and held and segment.facts.record.issuer == peer:
+                await self._finish(segment)
+            else:
+                await self.drop_segment(segment)
+
+    async def _finish(self, segment: Segment) -> None:
+        """Close a segment that its issuer holds no more; keys issued from it stay to be fetched until they expire."""
+        segment.granted = segment.facts.record.slots
+        changes: list[Change] = [self._segment_row(segment)]
+        now = self._ctx.clock.now()
+        for window in self.pair(segment.peer).held.values():
+            if window.facts is segment.facts and window.closed is None:
+                window.closed = now
+                changes.append(self._held_row(segment.peer, window))
+        await self._ctx.store.commit(changes)
 
     def renew_incarnation(self, peer: NodeId) -> None:
         """The peer started anew: what it may have issued in its last life is closed now and expires in its time."""

@@ -328,7 +328,9 @@ class Sessions:
         keys = session_keys(agreed.root_before, agreed.secrets, agreed.transcript)
         agreed.wipe()
         common = frozenset(mine.segments) & frozenset(their_segments)
-        await self._pools.keep_only(peer, sorted(common))
+        known = self._known.get(peer)
+        peer_is_whole = known is not None and known.epoch == presence.epoch
+        await self._pools.keep_only(peer, sorted(common), peer_is_whole=peer_is_whole)
         await self._ingest.keep_only(peer, sorted(frozenset(mine.blocks) & frozenset(their_blocks)))
         if self._known.get(peer) != presence:
             self._pools.renew_incarnation(peer)
