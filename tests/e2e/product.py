@@ -91,6 +91,11 @@ def group_members(group: int) -> list[int]:
     return found
 
 
+def connect(address: tuple[str, int]) -> None:
+    """Connect and leave; raises ConnectionRefusedError where nobody listens."""
+    socket.create_connection(address, ANSWERS_WITHIN_S).close()
+
+
 def until(what: str, condition: Callable[[], object], *, within_s: float = 60.0, every_s: float = 0.05):
     """Return the first true thing that `condition` says; fail where there is none in time."""
     deadline = time.monotonic() + within_s
