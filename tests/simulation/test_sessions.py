@@ -294,3 +294,27 @@ def test_a_delivery_of_unknown_outcome_burns_the_key() -> None:
         await judged(world, ("A1", "B1"))
 
     run(story())
+
+
+@pytest.mark.parametrize("issuer", [A, B])
+def test_stock_that_only_one_end_holds_is_replaced(issuer) -> None:
+    async def story() -> None:
+        world = await started(TWO)
+        other = B if issuer == A else A
+        pools = world.node(other).pools
+        for segment in list(pools.pair(issuer).segments.values()):
+            await pools.drop_segment(segment)  # and the issuer does not hear of it
+        one, two = ("A1", "B1") if issuer == A else ("B1", "A1")
+        for _ in range(80):
+            await asyncio.sleep(1.0)
+            try:
+                await issue(world, one, two, number=4)
+            except NotEnoughKeyError:
+                continue
+        keys = await issue(world, one, two, number=2)
+        assert len(await fetch(world, two, one, [key.key_id for key in keys])) == 2
+        if issuer == A:  # the leader believed that stock; a follower's leader fills by what it holds itself
+            assert node_of(world, one).ctx.counters["slots_ungrantable"] > 0
+        await judged(world, ("A1", "B1"))
+
+    run(story())

@@ -296,8 +296,12 @@ class Node:
             answer = await ctx.peers.call(peer, request, timeout=ctx.settings.call_timeout)
             if not isinstance(answer, WindowAnswer):
                 raise RemoteProtocolError(f"node {peer} answered a window request with {type(answer).__name__}")
+            if not answer.grants:
+                accept = kind.acceptance(oldest=Nanoseconds(oldest))
+                await self.pools.write_off_ungrantable(peer, full=kind.full, accept=accept)
             for segment in await self.pools.accept(peer, answer.grants):
-                await ctx.peers.call(peer, SegmentDrop(segment), timeout=ctx.settings.call_timeout)
+                if not self.fill.is_making(segment):
+                    await ctx.peers.call(peer, SegmentDrop(segment), timeout=ctx.settings.call_timeout)
 
     async def _lead(self, peer: NodeId, *, fills: bool) -> bool:
         """Open the session when there is none, and fill what is wanted; one exchange at a time."""

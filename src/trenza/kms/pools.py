@@ -341,8 +341,10 @@ class Pools:
             await self.drop_segment(segment)
         return self.pair(segment.peer).segments.get(segment.id) is segment
 
-    async def write_off_ungrantable(self, peer: NodeId, *, full: bool) -> None:
-        """Count no longer as stock what the peer, asked for windows, does not grant: it lost a grant or the segment.
+    async def write_off_ungrantable(
+        self, peer: NodeId, *, full: bool, accept: Callable[[SegmentFacts], bool]
+    ) -> None:
+        """Count no longer as stock what the peer, asked for such windows, does not grant: something was lost.
 
         A segment that is as young as a call may last can still be under way.
         """
@@ -352,7 +354,7 @@ class Pools:
         for segment in self.pair(peer).segments.values():
             record = segment.facts.record
             mine = record.issuer == self._ctx.name and segment.facts.full is full
-            if mine and segment.ungranted and record.created < oldest:
+            if mine and segment.ungranted and record.created < oldest and accept(segment.facts):
                 self._ctx.counters["slots_ungrantable"] += segment.ungranted
                 segment.granted = record.slots
                 changes.append(self._segment_row(segment))

@@ -67,6 +67,16 @@ class Outcome:
     counters: dict[str, int]
 
 
+@dataclass(frozen=True, slots=True)
+class _Unfetched:
+    """A key that waits for one of its targets, and when it was issued."""
+
+    target: SaeId
+    initiator: SaeId
+    key_id: UUID
+    issued: float
+
+
 class Client:
     """One application's hand: asks a node of the world, waits so long, and writes down what it got."""
 
@@ -75,7 +85,8 @@ class Client:
         self._world = world
         self._at = at
 
-    def _node_of(self, sae: SaeId) -> Node | None:
+    def node_of(self, sae: SaeId) -> Node | None:
+        """Return the node that serves an SAE, None while it is down."""
         if self._at is not None:
             return self._at
         name = next(entry.node for entry in self._world.scenario.saes if entry.name == sae)
@@ -83,7 +94,7 @@ class Client:
 
     async def issue(self, caller: SaeId, request: IssueRequest) -> list[DeliveredKey]:
         """Ask for keys; an empty list when there was no answer or a refusal."""
-        node = self._node_of(caller)
+        node = self.node_of(caller)
         if node is None:
             return []
         asked = self._world.clock.elapsed()
@@ -97,7 +108,7 @@ class Client:
 
     async def fetch(self, caller: SaeId, initiator: SaeId, key_ids: list[UUID]) -> list[DeliveredKey]:
         """Fetch keys; an empty list when there was no answer or a refusal."""
-        node = self._node_of(caller)
+        node = self.node_of(caller)
         if node is None:
             return []
         keys = (
@@ -138,7 +149,9 @@ class Story:
         self.counters: dict[str, int] = {}
         self._chance = random.Random(f"story {seed}")  # noqa: S311 - histories must repeat
         self._copies: dict[NodeId, Copy] = {}
-        self._unfetched: list[tuple[SaeId, SaeId, UUID]] = []  # target, initiator, key
+        self._unfetched: list[_Unfetched] = []
+        self._missed: list[str] = []
+        self._forgot: dict[NodeId, float] = {}  # when a node last came back without its memory
 
     async def run(self) -> Outcome:
         """Live through the story, heal, see that everything works again, and judge the history."""
@@ -156,7 +169,7 @@ class Story:
         broken = await self._recovered()
         await self._count_and_stop()
         broken += [f"node {name} fell over: {error!r}" for name, error in world.failures.items()]
-        return Outcome(world.history, [*broken, *violations(world.history)], self.counters)
+        return Outcome(world.history, [*broken, *self._missed, *violations(world.history)], self.counters)
 
     # --- clients
 
@@ -178,7 +191,8 @@ class Story:
         number = chance.choice((1, 1, 2, 5))
         request = IssueRequest(target, number=number, size=size, additional_targets=tuple(others), tls_group="lab")
         for key in await self.client.issue(caller, request):
-            self._unfetched += [(each, caller, key.key_id) for each in (target, *others)]
+            now = self.world.clock.elapsed()
+            self._unfetched += [_Unfetched(each, caller, key.key_id, now) for each in (target, *others)]
 
     def _policy(self, name: str) -> Policy:
         return next(policy for policy in self.world.scenario.policies if policy.name == name)
@@ -193,15 +207,32 @@ class Story:
         return partners[:1]
 
     async def _fetch(self, chance: random.Random) -> None:
-        target, initiator, key_id = self._unfetched.pop(chance.randrange(len(self._unfetched)))
-        key_ids = [key_id]
+        first = self._unfetched.pop(chance.randrange(len(self._unfetched)))
+        some = [first]
         for other in list(self._unfetched):
-            if other[:2] == (target, initiator) and chance.random() < 0.5 and len(key_ids) < 5:
+            alike = (other.target, other.initiator) == (first.target, first.initiator)
+            if alike and chance.random() < 0.5 and len(some) < 5:
                 self._unfetched.remove(other)
-                key_ids.append(other[2])
-        await self.client.fetch(target, initiator, key_ids)
+                some.append(other)
+        key_ids = [each.key_id for each in some]
+        await self.client.fetch(first.target, first.initiator, key_ids)
+        self._note_missed(some)
         if chance.random() < 0.3:
-            await self.client.fetch(target, initiator, key_ids[:1])  # again: it must be refused
+            await self.client.fetch(first.target, first.initiator, key_ids[:1])  # again: it must be refused
+
+    def _note_missed(self, some: list[_Unfetched]) -> None:
+        """Whoever asks first for a key that was issued gets it, unless one of its nodes lost its memory since."""
+        last = self.world.history.events[-1]
+        if not isinstance(last, Refused) or last.deed != "fetch" or last.code != "unknown-key":
+            return
+        first = some[0]
+        nodes = [self.client.node_of(sae) for sae in (first.initiator, first.target)]
+        forgot = max((self._forgot.get(node.ctx.name, 0.0) for node in nodes if node is not None), default=0.0)
+        # for one lease, a node may issue to one that came back without its memory
+        if all(node is not None and each.issued > forgot + SMALL.lease for node in nodes for each in some):
+            keys = ", ".join(str(each.key_id) for each in some)
+            pair = f"{first.initiator} to {first.target}"
+            self._missed.append(f"{last.time:.3f}: issued by {pair} and not to be had: {keys}")
 
     # --- trouble
 
@@ -261,9 +292,11 @@ class Story:
         self._note(f"{name} goes back to its copy{' and loses its anchor' if anchor_too else ''}")
         await self.world.crash(name)
         self.world.restore(name, self._copies.pop(name))
+        self._forgot[name] = self.world.clock.elapsed()
         if anchor_too:
             self.world.lose_anchor(name)
         await self._start(name)
+        self._forgot[name] = self.world.clock.elapsed()
 
     # --- the end
 

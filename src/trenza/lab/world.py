@@ -212,7 +212,7 @@ class World:
             end, peer = (End.A, other) if name == one else (End.B, one)
             context.links[link.name] = LinkEnd(link.name, peer, LabDevice(self.pairs[link.name].end(end)))
         node = Node(context, anchor=machine.anchor)
-        machine.node, machine.store, machine.sealer, machine.peers = node, store, sealer, peers
+        machine.store, machine.sealer, machine.peers = store, sealer, peers
         loaded = asyncio.Event()
         machine.task = asyncio.create_task(self._live(machine, node, loaded, answers=answers), name=f"node {name}")
         machine.task.add_done_callback(lambda task: self._note_end(name, task))
@@ -224,7 +224,10 @@ class World:
             await node.start(self.book)
         finally:
             loaded.set()
-        if machine.node is node and answers:
+        if machine.task is not asyncio.current_task():
+            return  # killed at the last moment
+        machine.node = node  # until here nobody can reach it
+        if answers:
             self.network.attached.pop(machine.name, None)
             self.network.handlers[machine.name] = node.handle
         await node.run()
@@ -313,7 +316,7 @@ class World:
 
     async def stop_all(self) -> None:
         for name in sorted(self.machines):
-            if self.machines[name].node is not None:
+            if self.machines[name].task is not None:
                 await self.crash(name)
 
     async def until_ready(self, *, within: float = 60.0) -> None:
