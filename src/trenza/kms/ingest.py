@@ -314,7 +314,7 @@ def joined(keys: Sequence[RawKey], draw: Draw) -> Secret:
     finally:
         for key in keys:
             key.key.wipe()
-    if any(not any(bits[at : at + UNIT_BYTES]) for at in range(0, draw.units * UNIT_BYTES, UNIT_BYTES)):
+    if bytes(UNIT_BYTES) in bits:
         raise DeviceUnavailableError("the device handed out 256 zero bits in a row: it is broken")
     whole = Secret(bits)
     units = whole.cut(0, draw.units * UNIT_BYTES)
