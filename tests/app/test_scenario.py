@@ -388,7 +388,11 @@ def test_what_refers_to_an_unreadable_entry_is_no_second_mistake() -> None:
             "line 42: rules a - b: policy p is for SAEs of one node, these are of two",
         ),
         ("initial_stock_bits = 1_000", "target_stock_keys = 99", "line 4: defaults: min_segment_keys <= max_segment"),
-        ("initial_stock_bits = 1_000", "max_segment_keys = 1025", "line 6: defaults.max_segment_keys: Expected `int`"),
+        (
+            "initial_stock_bits = 1_000",
+            "max_segment_keys = 1025",
+            "line 6: defaults.max_segment_keys: Expected `int`",
+        ),
         ("initial_stock_bits = 1_000", "time_factor = 0", "line 6: defaults.time_factor: Expected `float` > 0.0"),
         ('between = ["a", "b"]', 'between = ["a", "a"]', "line 40: rules a - a: an SAE shares no key with itself"),
         ("[[links]]", "[[link]]", "line 20: link: no such key; did you mean links?"),

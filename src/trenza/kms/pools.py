@@ -262,15 +262,16 @@ class Pools:
                 continue
             if not accept(segment.facts):
                 continue
-            count = min(missing, segment.ungranted, self._ctx.settings.window_slots)
-            held = HeldWindow(self._next_number(pair), segment.facts, segment.granted, count, now)
-            pair.held[held.number] = held
-            segment.granted += count
-            missing -= count
-            row = rows.HeldWindowRow(segment.id, held.first, count, now, 0, None, ())
-            changes.append(Insert(Table.WINDOW, rows.window_key(rows.HOLDER, peer, held.number), rows.encode(row)))
+            while missing > 0 and segment.ungranted:
+                count = min(missing, segment.ungranted, self._ctx.settings.window_slots)
+                held = HeldWindow(self._next_number(pair), segment.facts, segment.granted, count, now)
+                pair.held[held.number] = held
+                segment.granted += count
+                missing -= count
+                row = rows.encode(rows.HeldWindowRow(segment.id, held.first, count, now, 0, None, ()))
+                changes.append(Insert(Table.WINDOW, rows.window_key(rows.HOLDER, peer, held.number), row))
+                grants.append(WindowGrant(held.number, segment.id, held.first, count))
             changes.append(self._segment_row(segment))
-            grants.append(WindowGrant(held.number, segment.id, held.first, count))
             if missing <= 0:
                 break
         if changes:
