@@ -13,6 +13,7 @@ from tests.simulation.networks import network
 from trenza.base.errors import NotEnoughKeyError, StoreUnavailableError, UnavailableError
 from trenza.base.names import NodeId
 from trenza.core.policy import Policy
+from trenza.kms.demand import Want
 from trenza.kms.ports import Change
 from trenza.lab.loop import run
 from trenza.lab.network import Handler
@@ -301,6 +302,10 @@ def test_stock_that_only_one_end_holds_is_replaced(issuer) -> None:
     async def story() -> None:
         world = await started(TWO)
         other = B if issuer == A else A
+        leader = world.node(A)
+        for _ in range(2):  # more than windows are asked for
+            kind = leader.demand.kinds(B)[0]
+            await leader.fill.fill(B, Want(issuer, kind, slots=64, stock=0))
         pools = world.node(other).pools
         for segment in list(pools.pair(issuer).segments.values()):
             await pools.drop_segment(segment)  # and the issuer does not hear of it
