@@ -217,6 +217,7 @@ class RunningNode:
         self._certificates.reload(new)
         ctx = self.node.ctx
         ctx.signer, ctx.settings, self.config = signer, new.kms_settings(), new
+        self.node.sessions.sign_life()
         changed = ["certificates loaded"]
         self._peers.reconnect()
         self._peer_server.renew()

@@ -110,10 +110,15 @@ class Sessions:
         return whole
 
     async def _set_life(self, epoch: int, incarnation: int, *, whole: bool) -> None:
-        bare = Presence(epoch, incarnation, bytes(self._ctx.entropy.token(16)))
-        signature = self._ctx.signer.sign(life_message(self._ctx.name, bare))
-        self._ctx.presence = Presence(bare.epoch, bare.incarnation, bare.nonce, signature)
+        self._ctx.presence = Presence(epoch, incarnation, bytes(self._ctx.entropy.token(16)))
+        self.sign_life()
         await self._write_life(whole=whole)
+
+    def sign_life(self) -> None:
+        """Sign this node's life with the key that its certificate has now; peers believe no other signature."""
+        life = self._ctx.presence
+        signature = self._ctx.signer.sign(life_message(self._ctx.name, life))
+        self._ctx.presence = Presence(life.epoch, life.incarnation, life.nonce, signature)
 
     async def _write_life(self, *, whole: bool) -> None:
         presence = self._ctx.presence
@@ -271,7 +276,7 @@ class Sessions:
         if (later := self._later_life(peer, knock.presence)) is not None:
             return Superseded(later)
         session = self._ctx.sessions.get(peer)
-        if session is not None and session.theirs != knock.presence:
+        if session is not None and not _is_same(session.theirs, knock.presence):
             self._refuse_two_lives(peer, knock.presence)
         self.end(peer)
         return Done()
@@ -296,7 +301,7 @@ class Sessions:
 
     def _refuse_two_lives(self, peer: NodeId, presence: Presence) -> None:
         known, heard = self._known.get(peer), self._heard.get(peer)
-        if known is None or known == presence or heard is None:
+        if known is None or _is_same(known, presence) or heard is None:
             return
         if self._ctx.clock.elapsed() - heard < self._ctx.settings.lease:
             raise UnavailableError(f"another incarnation of node {peer} was alive a moment ago; try again")
@@ -332,13 +337,13 @@ class Sessions:
         peer_is_whole = known is not None and known.epoch == presence.epoch
         await self._pools.keep_only(peer, sorted(common), peer_is_whole=peer_is_whole)
         await self._ingest.keep_only(peer, sorted(frozenset(mine.blocks) & frozenset(their_blocks)))
-        if self._known.get(peer) != presence:
+        if not _is_same(self._known.get(peer), presence):
             self._pools.renew_incarnation(peer)
         await self._keep_id_keys(peer, keys)
         await self._remember_peer(peer, presence)
         former = ctx.sessions.get(peer)
         self.end(peer)
-        goes_on = since is None and former is not None and former.theirs == presence
+        goes_on = since is None and former is not None and _is_same(former.theirs, presence)
         if not goes_on:
             self._issues_under[peer] = keys.session_id
         ctx.sessions[peer] = Session(
@@ -469,6 +474,15 @@ def _lease(ctx: Context, since: Seconds | None, former: Session | None) -> Secon
     if since is not None:
         return Seconds(since + ctx.settings.lease)
     return ctx.clock.elapsed() if former is None else former.lease_until
+
+
+def _is_same(one: Presence | None, other: Presence) -> bool:
+    """Tell whether both speak of one life, whichever of the node's keys signed it."""
+    return one is not None and (one.epoch, one.incarnation, one.nonce) == (
+        other.epoch,
+        other.incarnation,
+        other.nonce,
+    )
 
 
 def _is_later(one: Presence, other: Presence) -> bool:
