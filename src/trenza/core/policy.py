@@ -18,9 +18,9 @@ import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
 
-from trenza.base.errors import AuthenticationError, InvalidDocumentError, StaleError
+from trenza.base.errors import AuthenticationError, InvalidDocumentError, InvalidRequestError, StaleError
 from trenza.base.names import LinkId, NodeId, SaeId, TenantId, is_name
-from trenza.core.recipe import Recipe, recipe_named
+from trenza.core.recipe import WRAPPED, Recipe, recipe_named
 
 _SIGNATURE_CONTEXT = b"trenza policy book v1"
 
@@ -239,9 +239,12 @@ def _mistakes_in_policy(policy: Policy, nodes: frozenset[str]) -> list[str]:
         found.append(f"{where}: the ladder is empty; a policy names at least one recipe")
     for name in policy.ladder:
         try:
-            recipe_named(name)
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with the name is the mistake to list
+            recipe = recipe_named(name)
+        except InvalidRequestError as error:
             found.append(f"{where}: {error}")
+        else:
+            if recipe is WRAPPED:
+                found.append(f"{where}: wrapped is how a key reaches several targets, not a rung of a ladder")
     sizes = (policy.min_key_size, policy.default_key_size, policy.max_key_size)
     if any(size % 8 or size <= 0 for size in sizes) or not sizes[0] <= sizes[1] <= sizes[2] <= 8192:
         found.append(f"{where}: sizes are multiples of 8 with 0 < min <= default <= max <= 8192 bits")

@@ -152,6 +152,8 @@ DEFAULT_RECIPE = HYBRID_CATKDF
 
 _BY_CODE = {recipe.code: recipe for recipe in RECIPES}
 _BY_NAME = {recipe.name: recipe for recipe in RECIPES}
+_RUNGS = tuple(recipe.name for recipe in RECIPES if recipe is not WRAPPED)
+"""The names that a policy's ladder may hold."""
 
 
 def recipe_of_code(code: int) -> Recipe:
@@ -175,4 +177,4 @@ def recipe_named(name: str) -> Recipe:
     try:
         return _BY_NAME[name]
     except KeyError:
-        raise InvalidRequestError(f"no recipe is called {name!r}; there are {', '.join(_BY_NAME)}") from None
+        raise InvalidRequestError(f"no recipe is called {name!r}; there are {', '.join(_RUNGS)}") from None

@@ -19,6 +19,9 @@ from trenza.kms.context import Context
 from trenza.kms.pools import Pools
 from trenza.wire.peer import StockMark
 
+_STOCK_MAX = 16
+"""However fast a peer says it issues, filling aims at no more than this many times the target: an exposure, too."""
+
 
 @dataclass(frozen=True, slots=True)
 class Want:
@@ -85,7 +88,8 @@ class Demand:
 
     def _target(self, rate: float) -> int:
         settings = self._ctx.settings
-        return max(settings.stock_target, int(rate * settings.stock_seconds))
+        most = _STOCK_MAX * settings.stock_target
+        return max(settings.stock_target, int(min(rate * settings.stock_seconds, most)))
 
     # --- as an issuer
 

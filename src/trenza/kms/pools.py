@@ -383,7 +383,8 @@ class Pools:
             if window is None or (mark.issued <= window.issued and window.void.issuperset(mark.void)):
                 continue
             window.mark(mark.issued, now)
-            window.void.update(slot for slot in mark.void if slot not in window.delivered)
+            inside = range(window.first, window.first + window.count)
+            window.void.update(slot for slot in mark.void if slot in inside and slot not in window.delivered)
             changes.append(self._held_row(peer, window))
         if changes:
             await self._ctx.store.commit(changes)

@@ -138,8 +138,12 @@ class Sessions:
         """Drop every strand and come back in an epoch after `after`: another copy of this node was seen.
 
         Raises:
+            RemoteProtocolError: it is this very life, or an earlier one.
             AuthenticationError: this node never signed that life; whoever speaks of it proves nothing.
         """
+        if not _is_later(after, self._ctx.presence):
+            self._ctx.counters["lives_unproved"] += 1
+            raise RemoteProtocolError("a peer calls a life of this node later that is not")
         if not self._ctx.signer.recognises(life_message(self._ctx.name, after), after.signature):
             self._ctx.counters["lives_unproved"] += 1
             raise AuthenticationError("a peer speaks of a later life of this node that this node did not sign")

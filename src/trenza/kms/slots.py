@@ -25,6 +25,7 @@ from trenza.base.names import NodeId
 from trenza.base.secret import Secret
 from trenza.base.units import Bits, Nanoseconds, Seconds, nanoseconds
 from trenza.core.binding import BindingInfo
+from trenza.core.choice import StrandKind
 from trenza.core.combine import combine
 from trenza.core.delivery import DeliveredKey, KeyFacts
 from trenza.core.keyid import (
@@ -259,9 +260,20 @@ class Slots:
                 if not verify_key_id(key_id, address, keys.theirs, binding=pair.binding):
                     continue
                 window = self._pools.pair(peer).held.get(address.window)
-                recipe = recipe_of_code(address.recipe)
-                return None if window is None else Found(key_id, pair, address, recipe, window)
+                if window is None:
+                    return None
+                found = Found(key_id, pair, address, recipe_of_code(address.recipe), window)
+                return found if self._is_in_policy(found) else None
         return None
+
+    def _is_in_policy(self, found: Found) -> bool:
+        """Tell whether the issuing node kept to the officer's policy; its word is not taken for it (decision 13)."""
+        policy, recipe = found.pair.policy, found.recipe
+        suits = StrandKind.of(policy, full=recipe.needs_qkd).acceptance(oldest=Nanoseconds(0))
+        if recipe in policy.recipes and (not recipe.needs_qkd or suits(found.window.facts)):
+            return True
+        self._ctx.counters["keys_outside_policy"] += 1
+        return False
 
     def _is_of_other(self, pair: Pair, key_id: UUID) -> bool:
         owner = self.owner(key_id)
