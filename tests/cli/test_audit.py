@@ -92,6 +92,14 @@ def test_evidence_is_not_overwritten(network, ledger, tmp_path):
     assert "not overwritten" in network.run("ledger", "export", "Alice", str(file)).stderr
 
 
+def test_a_ledger_is_not_fetched_where_it_could_not_be_written(network, tmp_path):
+    file = tmp_path / "nowhere" / "alice.ledger"
+    result = network.run("ledger", "export", "Alice", str(file))
+    assert result.exit_code == 1
+    assert f"there is no directory {file.parent}" in result.stderr
+    assert network.asked == []
+
+
 def test_a_file_that_is_no_ledger_is_refused(network, tmp_path, ledger):
     file = tmp_path / "other.json"
     file.write_text('{"node": "Alice", "entries": [], "checkpoints": [], "format": "other"}')

@@ -1,5 +1,6 @@
 """What people read when they ask for help, and when they are not understood."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -83,6 +84,19 @@ def test_a_failure_is_one_json_document_where_json_was_asked_for(failing):
 
 def test_debug_shows_where_a_failure_comes_from(failing):
     assert "Traceback" in run("--debug", "ps").stderr
+
+
+def test_what_the_operating_system_refuses_is_one_sentence_that_names_the_file(failing, monkeypatch):
+    def refuse(**_):
+        raise PermissionError(errno.EACCES, "Permission denied", "/etc/ready.json")
+
+    monkeypatch.setattr(sys.modules["trenza.cli.failing"].ps, "callback", refuse)
+    result = run("ps")
+    assert (result.exit_code, result.stderr) == (1, "Error: /etc/ready.json: Permission denied\n")
+    assert json.loads(run("ps", "--json").stderr) == {
+        "error": "system",
+        "message": "/etc/ready.json: Permission denied",
+    }
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -161,6 +161,15 @@ def test_a_scenario_with_mistakes_starts_nothing_and_all_mistakes_are_listed(tmp
     assert not (tmp_path / "state").exists()
 
 
+def test_a_ready_file_that_could_never_be_written_starts_nothing(tmp_path):
+    state = tmp_path / "state"
+    file = tmp_path / "nowhere" / "ready.json"
+    result = CliRunner().invoke(main, ["up", "two-nodes", "--ready-file", str(file), "--state-dir", str(state)])
+    assert result.exit_code == 1
+    assert f"there is no directory {file.parent}" in result.stderr
+    assert not state.exists()
+
+
 def test_the_scenarios_that_come_along_are_listed_and_have_no_mistakes():
     result = CliRunner().invoke(main, ["scenario", "list", "--json"])
     names = [one["name"] for one in json.loads(result.stdout)["scenarios"]]

@@ -18,7 +18,7 @@ from trenza.cli.doors import Doors
 from trenza.cli.ledgers import Export, Verdict, audited, fetch_ledger, public_key_in, read_export
 from trenza.cli.options import FindSite, json_option, network_options
 from trenza.cli.output import console, show_json, table
-from trenza.cli.state import Site, write_whole
+from trenza.cli.state import Site, check_writable, write_whole
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -69,6 +69,7 @@ def export(node: str, file: Path, find_site: FindSite, as_json: bool) -> None:
     """Write the ledger of NODE and its checkpoints to FILE, for `trenza audit --file`."""
     if file.exists():
         raise InvalidRequestError(f"{file} exists already: evidence is not overwritten, choose another name")
+    check_writable(file)
 
     async def fetch() -> Export:
         async with Doors(find_site().ready()) as doors:

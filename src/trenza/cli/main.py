@@ -112,6 +112,11 @@ class Commands(click.Group):
         except BrokenPipeError:  # the reader of our output has gone, as `head` does
             sys.stdout = None  # nothing is flushed into it at exit
             status = FAILED
+        except OSError as error:
+            if "--debug" in words:
+                traceback.print_exc()
+            show_error("system", _of_the_system(error), as_json=as_json)
+            status = FAILED
         sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -123,6 +128,12 @@ def _for_programs(error: TrenzaError) -> dict[str, object]:
             return {"mistakes": error.mistakes}
         case _:
             return {}
+
+
+def _of_the_system(error: OSError) -> str:
+    """Return which file it is, and what the operating system says of it."""
+    files = [str(file) for file in (error.filename, error.filename2) if file is not None]
+    return ": ".join((" -> ".join(files), error.strerror or str(error))) if files else error.strerror or str(error)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -190,6 +190,19 @@ def read_ready(file: Path) -> Ready:
         raise InvalidDocumentError(str(file), (str(error),)) from None
 
 
+def check_writable(file: Path) -> None:
+    """Make sure that a file can be written later, before anything is done that would be in vain without it.
+
+    Raises:
+        InvalidRequestError: its directory is none, or nobody here may write into it.
+    """
+    folder = file.absolute().parent
+    if not folder.is_dir():
+        raise InvalidRequestError(f"{file} cannot be written: there is no directory {folder}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InvalidRequestError(f"{file} cannot be written: {folder} may not be written into")
+
+
 def write_whole(file: Path, text: bytes) -> None:
     """Write a file so that whoever finds it finds all of it."""
     draft = file.with_name(f".{file.name}.{os.getpid()}")

@@ -23,7 +23,7 @@ from trenza.cli.first_key import first_key_lines
 from trenza.cli.options import state_dir_option
 from trenza.cli.screen import Screen, screen_for
 from trenza.cli.signals import stop_on_signals
-from trenza.cli.state import state_home, write_whole
+from trenza.cli.state import check_writable, state_home, write_whole
 
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -49,6 +49,8 @@ def up(
     authenticated TLS connection, so what you try here is what runs on real sites.
     """
     found = load_scenario(scenario)
+    if ready_file is not None:
+        check_writable(ready_file)
     state = (state_dir or state_home() / directory_name(found.name)).absolute()
     if ready_file is not None:
         ready_file.unlink(missing_ok=True)  # of an earlier run: whoever waits for it must not find that one
