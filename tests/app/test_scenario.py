@@ -427,7 +427,5 @@ def test_a_section_of_another_shape_is_a_mistake(text: str) -> None:
 
 
 def test_a_mistake_in_one_value_names_the_scenario() -> None:
-    with pytest.raises(
-        InvalidDocumentError, match=r"^scenario test has 1 mistake\(s\):\n  line 24: links\.AB\.loss_db"
-    ):
+    with pytest.raises(InvalidDocumentError, match=r"^scenario test has 1 mistake:\n  line 24: links\.AB\.loss_db"):
         read_scenario(SMALL.replace("loss_db = 2", 'loss_db = "2"'), source="test")

@@ -63,7 +63,8 @@ class InvalidDocumentError(InvalidRequestError):
     code = "invalid-document"
 
     def __init__(self, what: str, mistakes: tuple[str, ...]) -> None:
-        super().__init__("\n".join((f"{what} has {len(mistakes)} mistake(s):", *(f"  {m}" for m in mistakes))))
+        count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
+        super().__init__("\n".join((f"{what} has {count}:", *(f"  {m}" for m in mistakes))))
         self.mistakes = mistakes
 
 
