@@ -112,3 +112,21 @@ def test_an_audit_of_the_network_fetches_every_ledger_and_tells_which_failed(net
     verdicts = json.loads(result.stdout)["nodes"]
     assert result.exit_code == 1
     assert "busy" in verdicts["Bob"]["message"]
+
+
+def test_a_node_that_does_not_answer_is_not_said_to_have_altered_its_ledger(network, ledger, tmp_path):
+    network.answers[("Alice", "/v1/checkpoints")] = Response(503, b'{"error": "unavailable", "message": "busy"}')
+    result = network.run("audit", "Alice", "--certificate", str(tmp_path / "alice.pem"), "--json")
+    assert json.loads(result.stdout)["nodes"]["Alice"]["whole"] is None
+    told = json.loads(result.stderr)
+    assert (result.exit_code, told["error"]) == (1, "unavailable")
+    assert "evidence" not in told["message"]
+
+
+@pytest.mark.parametrize("certificate", ["absent.pem", "alice.key"])
+def test_a_wrong_certificate_is_no_word_against_a_ledger(network, ledger, tmp_path, certificate):
+    words = ("--file", str(export(network, tmp_path)), "--certificate", str(tmp_path / certificate))
+    for result in (network.run_alone("audit", *words), network.run("audit", "Alice", *words[2:])):
+        assert result.exit_code == 2
+        assert "--certificate" in result.stderr
+        assert result.stdout == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,13 @@ import msgspec
 
 from trenza.app.config import load_node_config
 from trenza.app.state_directory import file_name
-from trenza.base.errors import AuthenticationError, InvalidRequestError, TrenzaError
+from trenza.base.errors import (
+    AuthenticationError,
+    InvalidDocumentError,
+    InvalidRequestError,
+    TrenzaError,
+    UnavailableError,
+)
 from trenza.base.names import NodeId
 from trenza.cli import suggest
 from trenza.cli.doors import Doors
@@ -20,6 +27,15 @@ from trenza.cli.options import FindSite, json_option, network_options
 from trenza.cli.output import console, show_json, table
 from trenza.cli.state import Site, check_writable, write_whole
 
+
+@dataclass(frozen=True, slots=True)
+class NotAudited:
+    """There was no ledger to look at, or no key to judge it by: nothing is said of the ledger."""
+
+    error: TrenzaError
+
+
+_Finding = Verdict | TrenzaError | NotAudited
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
@@ -36,16 +52,17 @@ def audit(node: str | None, file: Path | None, certificate: Path | None, find_si
     it and that the ledger passes through every checkpoint that the node signed. The certificate must come from
     elsewhere than the ledger; of a network that `trenza up` started here, it is known.
     """
-    verdicts: dict[NodeId, Verdict | TrenzaError]
+    verdicts: dict[NodeId, _Finding]
     if certificate is None and file is not None:
         raise click.UsageError("--file needs --certificate: the key that vouches must come from elsewhere.")
     if certificate is not None and (file is None) == (node is None):
         raise click.UsageError("--certificate is that of one node: name NODE or --file.")
-    if file is not None and certificate is not None:
+    public_key = None if certificate is None else _public_key(certificate)
+    if file is not None and public_key is not None:
         export = read_export(file)
-        verdicts = {export.node: _judged(export, certificate)}
+        verdicts = {export.node: _judged(export, public_key)}
     else:
-        verdicts = asyncio.run(_audit(find_site(), node, certificate))
+        verdicts = asyncio.run(_audit(find_site(), node, public_key))
     if as_json:
         show_json({"nodes": {name: _document(verdict) for name, verdict in verdicts.items()}})
     else:
@@ -53,6 +70,9 @@ def audit(node: str | None, file: Path | None, certificate: Path | None, find_si
     failed = [name for name, verdict in verdicts.items() if isinstance(verdict, TrenzaError)]
     if failed:
         raise AuthenticationError(f"the audit failed for {', '.join(failed)}: keep these ledgers as evidence")
+    unseen = [name for name, verdict in verdicts.items() if isinstance(verdict, NotAudited)]
+    if unseen:
+        raise UnavailableError(f"not audited: {', '.join(unseen)}; nothing is known of these ledgers, so ask again")
 
 
 @click.group()
@@ -83,15 +103,25 @@ def export(node: str, file: Path, find_site: FindSite, as_json: bool) -> None:
         click.echo(f"{len(taken.entries)} entries of {node}: {file}")
 
 
-async def _audit(site: Site, node: str | None, certificate: Path | None) -> dict[NodeId, Verdict | TrenzaError]:
+def _public_key(certificate: Path) -> bytes:
+    """Read the certificate that was named; what is wrong with it is no word against a ledger."""
+    try:
+        return public_key_in(certificate)
+    except InvalidDocumentError as error:
+        raise click.BadParameter("; ".join(error.mistakes), param_hint=f"'--certificate' {certificate}") from None
+
+
+async def _audit(site: Site, node: str | None, public_key: bytes | None) -> dict[NodeId, _Finding]:
     async with Doors(site.ready()) as doors:
         nodes = doors.nodes if node is None else [doors.check(node)]
 
-        async def one(name: NodeId) -> Verdict | TrenzaError:
+        async def one(name: NodeId) -> _Finding:
             try:
-                return _judged(await fetch_ledger(doors, name), certificate or certificate_of(site, name))
+                taken = await fetch_ledger(doors, name)
+                key = public_key or public_key_in(certificate_of(site, name))
             except TrenzaError as error:
-                return error
+                return NotAudited(error)
+            return _judged(taken, key)
 
         return dict(zip(nodes, await asyncio.gather(*map(one, nodes)), strict=True))
 
@@ -101,14 +131,16 @@ def certificate_of(site: Site, node: NodeId) -> Path:
     return load_node_config(site.own_files() / "nodes" / file_name(node) / "config.toml").peers.certificate
 
 
-def _judged(export: Export, certificate: Path) -> Verdict | TrenzaError:
+def _judged(export: Export, public_key: bytes) -> _Finding:
     try:
-        return audited(export, public_key_in(certificate))
+        return audited(export, public_key)
     except TrenzaError as error:
         return error
 
 
-def _document(verdict: Verdict | TrenzaError) -> dict[str, Any]:
+def _document(verdict: _Finding) -> dict[str, Any]:
+    if isinstance(verdict, NotAudited):
+        return {"whole": None, "error": verdict.error.code, "message": verdict.error.message}
     if isinstance(verdict, TrenzaError):
         return {"whole": False, "error": verdict.code, "message": verdict.message}
     return {
@@ -120,11 +152,14 @@ def _document(verdict: Verdict | TrenzaError) -> dict[str, Any]:
     }
 
 
-def _show(verdicts: dict[NodeId, Verdict | TrenzaError]) -> None:
+def _show(verdicts: dict[NodeId, _Finding]) -> None:
     rows: list[tuple[object, ...]] = []
     for name, verdict in verdicts.items():
         if isinstance(verdict, TrenzaError):
             rows.append((name, "NO", "", "", "", verdict.message))
+            continue
+        if isinstance(verdict, NotAudited):
+            rows.append((name, "not audited", "", "", "", verdict.error.message))
             continue
         until = f"until {verdict.vouched_at:%Y-%m-%d %H:%M:%S}Z" if verdict.vouched_at else "not yet"
         rows.append((name, "yes", verdict.entries, verdict.checkpoints, verdict.vouched, until))
