@@ -15,7 +15,7 @@ from trenza.base.errors import (
     StoreUnavailableError,
     UnavailableError,
 )
-from trenza.base.names import LinkId
+from trenza.base.names import LinkId, NodeId
 from trenza.base.secret import Secret
 from trenza.core.pads import PadRange
 from trenza.core.strand import Supply
@@ -75,8 +75,8 @@ def test_the_hops_say_what_each_link_was():
     async def story():
         world = row()
         world.devices[LinkId("b-c")].supply = Supply.WARM
-        for name in "ab":
-            world[name].ctx.links[LinkId("a-b")].preshared = True
+        for name, peer in ("ab", "ba"):
+            world[name].ctx.preshared[NodeId(peer)] = Secret(bytearray(range(32)))
         for name in "bc":
             world[name].ctx.links[LinkId("b-c")].emulated = False
         await world.stock()

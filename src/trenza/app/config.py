@@ -101,7 +101,6 @@ class LinkConfig(msgspec.Struct, frozen=True):
         False  # a vendor's device that knows no post-quantum group; an exception, to be written down
     )
     emulated: bool = False
-    preshared: bool = False  # the link's first authentication key was installed by hand
 
 
 class Preshared(msgspec.Struct, frozen=True):

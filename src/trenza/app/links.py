@@ -76,7 +76,7 @@ class LinkClients:
             identity = link.telemetry_identity or link.device_identity
             reading = self._client(link, link.telemetry, identity, connections=1)
             clients, telemetry = (keys, reading), TelemetryHttp(reading)
-        end = LinkEnd(link.name, link.peer, device, telemetry, emulated=link.emulated, preshared=link.preshared)
+        end = LinkEnd(link.name, link.peer, device, telemetry, emulated=link.emulated)
         return _Clients(link, end, clients)
 
     def _client(self, link: LinkConfig, address: str, identity: str, *, connections: int) -> HttpClient:

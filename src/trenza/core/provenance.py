@@ -28,7 +28,7 @@ class Hop(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     receiver: str
     supply: Supply
     emulated: bool
-    bootstrap: str  # how the link's first authentication key was agreed: "preshared" | "computational"
+    bootstrap: str  # what vouched for the two ends at first: "preshared" (a secret by hand) | "computational"
     epsilon: float | None  # of the device's blocks, where it states one
 
 

@@ -59,7 +59,6 @@ class LinkEnd:
     device: LinkDevice
     telemetry: LinkTelemetry | None = None
     emulated: bool = True
-    preshared: bool = False  # whether the first authentication key of this link was installed by hand
 
 
 @dataclass(slots=True)
@@ -97,7 +96,7 @@ class Context:
     links: dict[LinkId, LinkEnd] = field(default_factory=dict)
     sessions: dict[NodeId, Session] = field(default_factory=dict)
     counters: Counter[str] = field(default_factory=Counter)  # names in docs/reference/metrics.md
-    preshared: dict[NodeId, Secret] = field(default_factory=dict, repr=False)
+    preshared: dict[NodeId, Secret] = field(default_factory=dict, repr=False)  # installed by hand, by peer
 
     @property
     def book(self) -> Book:

@@ -93,6 +93,8 @@ class Exchanges:
             if row.candidate is not None:
                 root.candidate_sealed = row.candidate.sealed
                 root.candidate = await self._unseal(peer, row.candidate.sealed)
+            if peer in self._ctx.preshared and not row.preshared:
+                await self.forget(peer)  # a secret was installed since: only certificates vouched for this root
 
     def root(self, peer: NodeId) -> Root:
         """Return the pair's root; before the first exchange it is what was preshared, or nothing."""
@@ -110,6 +112,8 @@ class Exchanges:
         if old is not None:
             await self._ctx.sealer.erase([s.handle for s in (old.sealed, old.candidate_sealed) if s is not None])
             old.secret.wipe()
+            if old.candidate is not None:
+                old.candidate.wipe()
         await self._ctx.store.commit([Delete(Table.SESSION, self._key(peer))])
         self._ctx.counters["roots_reset"] += 1
 

@@ -294,7 +294,7 @@ class Relays:
             receiver=end.peer if sender == self._ctx.name else self._ctx.name,
             supply=worst_of(block.supply for block in blocks).value,
             emulated=end.emulated,
-            bootstrap="preshared" if end.preshared else "computational",
+            bootstrap="preshared" if end.peer in self._ctx.preshared else "computational",
             epsilon=sum(stated) if len(stated) == len(blocks) else None,
         )
 

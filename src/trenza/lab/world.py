@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
@@ -121,8 +121,19 @@ class World:
         seed: int,
         settings: Settings | None = None,
         agreement: Callable[[SeededEntropy], KeyAgreement] = LabAgreement,
+        preshared: Mapping[tuple[NodeId, NodeId], bytes] | None = None,
     ) -> None:
+        """Make the network; nothing runs yet.
+
+        Args:
+            scenario: what there is.
+            seed: of everything random.
+            settings: of every node.
+            agreement: makes a node's key agreement.
+            preshared: (node, peer) -> the secret that was installed at `node` for `peer`; each end has its own entry.
+        """
         self.scenario = scenario
+        self.preshared = dict(preshared or {})
         self.seed = seed
         self.agreement = agreement
         self.history = History(seed)
@@ -174,9 +185,12 @@ class World:
 
     async def start(self, name: NodeId) -> None:
         """Start the process of a node on what its disk holds; returns when it is loaded, or has died."""
-        await self._boot(self.machines[name])
+        await self._boot(self.machines[name], preshared=self._installed(name))
 
-    async def _boot(self, machine: Machine, *, answers: bool = True) -> None:
+    def _installed(self, name: NodeId) -> dict[NodeId, bytes]:
+        return {peer: secret for (node, peer), secret in self.preshared.items() if node == name}
+
+    async def _boot(self, machine: Machine, *, preshared: dict[NodeId, bytes], answers: bool = True) -> None:
         machine.lives += 1
         name, life = machine.name, f"{self.seed} {machine.name} {machine.tag}{machine.lives}"
         entropy = SeededEntropy(f"entropy {life}")
@@ -206,6 +220,7 @@ class World:
             agreement=self.agreement(entropy),
             settings=replace(self.settings),
             officer=self.officer.public_key().public_bytes_raw(),
+            preshared={peer: Secret.of(secret) for peer, secret in preshared.items()},
         )
         for link in self.scenario.links_of(name):
             one, other = link.ends
@@ -300,12 +315,25 @@ class World:
         known = original.anchor.recall()
         if anchor_too and known is not None:
             clone.anchor.remember(*known)
-        await self._boot(clone, answers=False)
+        await self._boot(clone, preshared=self._installed(name), answers=False)
         return clone
 
     async def stop_clone(self, clone: Machine) -> None:
         await self._crash(clone)
         self.attach(self.machines[clone.name])
+
+    async def start_impostor(self, name: NodeId) -> Machine:
+        """Start a stranger who answers and signs in a node's name, as a broken certificate authority allows.
+
+        It has a disk of its own and nothing that was installed by hand; the node itself must be down.
+        """
+        assert self.machines[name].node is None, "crash it first"
+        impostor = Machine(name, bytes(32), tag="impostor ")
+        await self._boot(impostor, preshared={})
+        return impostor
+
+    async def stop_impostor(self, impostor: Machine) -> None:
+        await self._crash(impostor)
 
     def attach(self, machine: Machine) -> None:
         """Let the network bring messages to this process of a node, and cut every other of that name off."""

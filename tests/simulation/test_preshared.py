@@ -1,0 +1,142 @@
+"""A secret installed by hand at both ends of a pair: what it proves, and against whom (design decision 8).
+
+The adversary here signs in a node's name, as one can who broke the certificate authority.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+import pytest
+from tests.simulation.acts import fetch, issue, judged, node_of
+from tests.simulation.networks import network
+
+from trenza.base.errors import NotEnoughKeyError
+from trenza.base.names import NodeId
+from trenza.core.provenance import SegmentRecord
+from trenza.lab.loop import run
+from trenza.lab.story import SMALL
+from trenza.lab.world import Machine, World
+
+A, B = NodeId("A"), NodeId("B")
+TWO = network("AB", "AB", {"A1 B1": "default"})
+SECRET, ANOTHER = bytes(range(48)), bytes(range(1, 49))
+BOTH = {(A, B): SECRET, (B, A): SECRET}
+NOT_THE_ROOT = "not authenticated under this pair's end-to-end root"
+
+
+async def begun(preshared: Mapping[tuple[NodeId, NodeId], bytes], *, ready: bool = True) -> World:
+    world = World(TWO, seed=3, settings=SMALL, preshared=preshared)
+    await world.start_all()
+    if ready:
+        await world.until_ready()
+    return world
+
+
+async def provenance(world: World) -> SegmentRecord:
+    """Issue a key, fetch it, and return what both ends tell of its strands."""
+    (key,) = await issue(world, "A1", "B1", number=1)
+    assert [one.key for one in await fetch(world, "B1", "A1", [key.key_id])] == [key.key]
+    told = [await node_of(world, sae).explain.key(key.key_id) for sae in ("A1", "B1")]
+    assert told[0].segment_digest == told[1].segment_digest
+    assert told[0].segment is not None
+    return told[0].segment
+
+
+def in_session(machine: Machine, peer: NodeId) -> bool:
+    assert machine.node is not None
+    return peer in machine.node.ctx.sessions
+
+
+@pytest.mark.parametrize(
+    ("preshared", "root", "bootstrap"),
+    [(BOTH, ("ml-dsa-65", "root-preshared"), "preshared"), ({}, ("ml-dsa-65", "root-continuity"), "computational")],
+    ids=["installed", "not installed"],
+)
+def test_provenance_says_whether_a_secret_was_installed(preshared, root, bootstrap) -> None:
+    async def story() -> None:
+        world = await begun(preshared)
+        segment = await provenance(world)
+        assert segment.lineage.authentication == root
+        assert [hop.bootstrap for hop in segment.hops] == [bootstrap]
+        await judged(world, ("A1", "B1"))
+
+    run(story())
+
+
+@pytest.mark.parametrize(
+    "preshared",
+    [{(A, B): SECRET}, {(B, A): SECRET}, {(A, B): SECRET, (B, A): ANOTHER}],
+    ids=["leader only", "follower only", "unequal"],
+)
+def test_ends_that_do_not_have_the_same_secret_open_no_session_and_say_why(preshared) -> None:
+    async def story() -> None:
+        world = await begun(preshared, ready=False)
+        for _ in range(30):
+            await asyncio.sleep(1.0)
+            assert not any(in_session(world.machines[name], peer) for name, peer in ((A, B), (B, A)))
+        assert NOT_THE_ROOT in world.node(A).troubles["lead B"]
+        for caller, target in (("A1", "B1"), ("B1", "A1")):
+            with pytest.raises(NotEnoughKeyError):
+                await issue(world, caller, target)
+        await world.stop_all()
+        assert world.failures == {}
+
+    run(story())
+
+
+def test_a_secret_installed_later_takes_the_place_of_a_root_that_only_certificates_vouched_for() -> None:
+    async def story() -> None:
+        world = await begun({})
+        world.preshared = dict(BOTH)
+        for name in (A, B):
+            await world.crash(name)
+            await world.start(name)
+        await asyncio.sleep(20.0)
+        assert [world.node(name).exchanges.root(peer).preshared for name, peer in ((A, B), (B, A))] == [True, True]
+        await judged(world, ("A1", "B1"))
+
+    run(story())
+
+
+@pytest.mark.parametrize("forged", [A, B], ids=["leader", "follower"])
+def test_a_forged_identity_opens_no_session_where_a_secret_was_installed(forged) -> None:
+    async def story() -> None:
+        world = await begun(BOTH)
+        victim = B if forged == A else A
+        await world.crash(forged)
+        impostor = await world.start_impostor(forged)
+        opened = world.node(victim).ctx.counters["sessions_opened"]
+        await asyncio.sleep(60.0)
+        assert not in_session(impostor, victim)
+        assert world.node(victim).ctx.counters["sessions_opened"] == opened
+        assert impostor.node is not None
+        leader = impostor.node if forged == A else world.node(victim)
+        assert NOT_THE_ROOT in leader.troubles[f"lead {B}"]
+        await world.stop_impostor(impostor)
+        await world.start(forged)
+        await judged(world, ("A1", "B1"))  # and it left nothing behind
+
+    run(story())
+
+
+@pytest.mark.parametrize("forged", [A, B], ids=["leader", "follower"])
+def test_without_an_installed_secret_a_forged_identity_stands_in_the_pair_after_a_root_reset(forged) -> None:
+    """The residual risk that docs/threat-model.md tells of, and the positive control of the test before."""
+
+    async def story() -> None:
+        world = await begun({})
+        victim = B if forged == A else A
+        await world.crash(forged)
+        impostor = await world.start_impostor(forged)
+        opened = world.node(victim).ctx.counters["sessions_opened"]
+        await asyncio.sleep(60.0)
+        assert in_session(impostor, victim)
+        assert in_session(world.machines[victim], forged)
+        assert world.node(victim).ctx.counters["sessions_opened"] > opened
+        await world.stop_impostor(impostor)
+        await world.stop_all()
+        assert world.failures == {}
+
+    run(story())
