@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from trenza.app.pki import CertificateAuthority, KeyType
+from trenza.app.pki import CertificateAuthority, KeyType, node_uri
 from trenza.core.chain import chain_hash, sign_checkpoint
 from trenza.net.http import Response
 
@@ -123,8 +123,10 @@ def test_a_node_that_does_not_answer_is_not_said_to_have_altered_its_ledger(netw
     assert "evidence" not in told["message"]
 
 
-@pytest.mark.parametrize("certificate", ["absent.pem", "alice.key"])
+@pytest.mark.parametrize("certificate", ["absent.pem", "alice.key", "bob.pem"])
 def test_a_wrong_certificate_is_no_word_against_a_ledger(network, ledger, tmp_path, certificate):
+    authority = CertificateAuthority.create("Test nodes", KeyType.ML_DSA_65)
+    authority.issue("Bob", uris=[node_uri("Bob")]).save(tmp_path / "bob.pem", tmp_path / "bob.key")
     words = ("--file", str(export(network, tmp_path)), "--certificate", str(tmp_path / certificate))
     for result in (network.run_alone("audit", *words), network.run("audit", "Alice", *words[2:])):
         assert result.exit_code == 2

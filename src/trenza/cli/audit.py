@@ -57,11 +57,11 @@ def audit(node: str | None, file: Path | None, certificate: Path | None, find_si
         raise click.UsageError("--file needs --certificate: the key that vouches must come from elsewhere.")
     if certificate is not None and (file is None) == (node is None):
         raise click.UsageError("--certificate is that of one node: name NODE or --file.")
-    public_key = None if certificate is None else _public_key(certificate)
-    if file is not None and public_key is not None:
+    if file is not None and certificate is not None:
         export = read_export(file)
-        verdicts = {export.node: _judged(export, public_key)}
+        verdicts = {export.node: _judged(export, _public_key(certificate, export.node))}
     else:
+        public_key = _public_key(certificate, NodeId(node)) if certificate and node else None
         verdicts = asyncio.run(_audit(find_site(), node, public_key))
     if as_json:
         show_json({"nodes": {name: _document(verdict) for name, verdict in verdicts.items()}})
@@ -103,10 +103,10 @@ def export(node: str, file: Path, find_site: FindSite, as_json: bool) -> None:
         click.echo(f"{len(taken.entries)} entries of {node}: {file}")
 
 
-def _public_key(certificate: Path) -> bytes:
+def _public_key(certificate: Path, node: NodeId) -> bytes:
     """Read the certificate that was named; what is wrong with it is no word against a ledger."""
     try:
-        return public_key_in(certificate)
+        return public_key_in(certificate, node)
     except InvalidDocumentError as error:
         raise click.BadParameter("; ".join(error.mistakes), param_hint=f"'--certificate' {certificate}") from None
 
@@ -118,7 +118,7 @@ async def _audit(site: Site, node: str | None, public_key: bytes | None) -> dict
         async def one(name: NodeId) -> _Finding:
             try:
                 taken = await fetch_ledger(doors, name)
-                key = public_key or public_key_in(certificate_of(site, name))
+                key = public_key or public_key_in(certificate_of(site, name), name)
             except TrenzaError as error:
                 return NotAudited(error)
             return _judged(taken, key)

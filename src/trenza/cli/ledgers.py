@@ -15,6 +15,7 @@ import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
 
+from trenza.app.pki import node_uri
 from trenza.base.errors import InvalidDocumentError, RemoteProtocolError
 from trenza.base.names import NodeId
 from trenza.base.units import NANOSECONDS_PER_SECOND, Nanoseconds
@@ -24,6 +25,7 @@ from trenza.kms.ports import ChainHead, LedgerEntry
 from trenza.wire.management import Checkpoints, Entries, Entry, SignedHead
 
 FORMAT: Final = "trenza ledger v1"
+_OF_NODES: Final = node_uri(NodeId(""))
 _PAGE: Final = 1_000
 
 
@@ -78,19 +80,33 @@ def read_export(file: Path) -> Export:
     return export
 
 
-def public_key_in(certificate: Path) -> bytes:
+def public_key_in(certificate: Path, node: NodeId) -> bytes:
     """Return the raw ML-DSA-65 key of a node's certificate.
 
     Raises:
-        InvalidDocumentError: the file holds no such certificate.
+        InvalidDocumentError: the file holds no such certificate, or that of another node.
     """
     try:
-        key = x509.load_pem_x509_certificate(certificate.read_bytes()).public_key()
-    except (OSError, ValueError) as error:
+        read = x509.load_pem_x509_certificate(certificate.read_bytes())
+        named = _nodes_named_in(read)
+        key = read.public_key()
+    except OSError as error:
+        raise InvalidDocumentError(f"the certificate {certificate}", (error.strerror or str(error),)) from None
+    except ValueError as error:
         raise InvalidDocumentError(f"the certificate {certificate}", (str(error),)) from None
     if not isinstance(key, MLDSA65PublicKey):
         raise InvalidDocumentError(f"the certificate {certificate}", ("its key is not an ML-DSA-65 key",))
+    if named and node_uri(node) not in named:
+        raise InvalidDocumentError(f"the certificate {certificate}", (f"it is that of {named[0]}, not of {node}",))
     return key.public_bytes_raw()
+
+
+def _nodes_named_in(certificate: x509.Certificate) -> list[str]:
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    return [uri for uri in names.get_values_for_type(x509.UniformResourceIdentifier) if uri.startswith(_OF_NODES)]
 
 
 def audited(export: Export, public_key: bytes) -> Verdict:
