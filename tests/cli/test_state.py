@@ -3,13 +3,23 @@
 import fcntl
 import json
 import os
+import shutil
 
 import pytest
 from click.testing import CliRunner
 
 from trenza.base.errors import InvalidDocumentError, InvalidRequestError, UnavailableError
 from trenza.cli.main import main
-from trenza.cli.state import read_ready, running_networks, state_home, the_network, write_whole
+from trenza.cli.state import (
+    forget,
+    places,
+    read_ready,
+    remember,
+    running_networks,
+    state_home,
+    the_network,
+    write_whole,
+)
 
 
 @pytest.fixture
@@ -73,6 +83,50 @@ def test_a_network_that_does_not_run_is_said_not_to(home):
 def test_a_network_may_keep_its_files_elsewhere(home, held, tmp_path):
     folder = held(network(tmp_path / "elsewhere", "mine", os.getpid()))
     assert the_network(None, folder).state == folder
+
+
+def test_a_network_that_keeps_its_files_elsewhere_is_found_while_it_runs(home, held, tmp_path):
+    folder = held(network(tmp_path / "elsewhere", "mine", os.getpid()))
+    assert running_networks() == []
+    assert [found.state for found in running_networks(folder)] == [folder]
+    remember(folder)
+    remember(folder)
+    assert [found.state for found in running_networks(folder)] == [folder]
+    assert the_network("mine", None).state == the_network(None, None).state == folder
+
+
+def test_a_network_that_has_ended_is_forgotten_and_one_that_runs_is_not(home, held, tmp_path):
+    dead, alive = (network(tmp_path / "elsewhere", name, os.getpid()) for name in ("dead", "alive"))
+    remember(dead)
+    remember(held(alive))
+    forget(dead)
+    forget(alive)  # a second start there was refused
+    assert places() == [alive]
+
+
+def test_a_directory_that_has_gone_is_tidied_away(home, tmp_path):
+    gone, here = (network(tmp_path / "elsewhere", name, os.getpid()) for name in ("gone", "here"))
+    remember(gone)
+    shutil.rmtree(gone)
+    remember(here)
+    assert places() == [here]
+
+
+def test_of_two_networks_of_one_name_the_directory_must_be_said(home, held, tmp_path):
+    held(network(home, "mine", os.getpid()))
+    remember(held(network(tmp_path / "elsewhere", "mine", os.getpid())))
+    with pytest.raises(InvalidRequestError, match="--state-dir"):
+        the_network("mine", None)
+
+
+def test_where_nothing_runs_it_is_said_where_we_looked(home, tmp_path):
+    folder = network(tmp_path / "elsewhere", "mine", os.getpid())
+    remember(folder)
+    with pytest.raises(UnavailableError) as caught:
+        the_network(None, None)
+    told = CliRunner().invoke(main, ["ps", "--state-dir", str(tmp_path / "other")]).stdout
+    assert all(str(place) in caught.value.message for place in (home, folder))
+    assert all(str(place) in told for place in (home, folder, tmp_path / "other"))
 
 
 def test_a_relative_state_home_is_ignored(home, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -13,21 +14,23 @@ from trenza.base.errors import UnavailableError
 from trenza.cli import suggest
 from trenza.cli.options import json_option, state_dir_option
 from trenza.cli.output import console, show_json, table
-from trenza.cli.state import RunningNetwork, running_in, running_networks, the_network
+from trenza.cli.state import RunningNetwork, none_runs, running_in, running_networks, the_network
 
 _PAUSE_S: Final = 0.1
 
 
 @click.command()
+@state_dir_option
 @json_option
-def ps(as_json: bool) -> None:
+def ps(state_dir: Path | None, as_json: bool) -> None:
     """List the networks that run on this machine."""
-    found = [_row(network) for network in running_networks()]
+    found = [_row(network) for network in running_networks(state_dir)]
     if as_json:
         show_json({"networks": found})
         return
     if not found:
-        click.echo("No network runs on this machine. Start one with: trenza up two-nodes")
+        told = none_runs(state_dir)
+        click.echo(f"{told[0].upper()}{told[1:]}. Start one with: trenza up two-nodes")
         return
     columns = ("name", "state", "nodes ", "pid ", "since", "directory")
     console().print(table(columns, [[one[column.strip()] for column in columns] for one in found]))

@@ -1,12 +1,15 @@
 """Which networks run on this machine, and where their doors and files are.
 
 Reads the state directories that `trenza up` keeps (one per network, with `network.pid` and `ready.json`); the
-`nodes` and `saes` of `ready.json` are the public contract by which any program finds its way.
+`nodes` and `saes` of `ready.json` are the public contract by which any program finds its way. A network that keeps
+its files elsewhere is found by a symbolic link in `.running`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import hashlib
 import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +22,7 @@ from trenza.base.names import NodeId, SaeId
 
 PID_FILE = "network.pid"
 READY_FILE = "ready.json"
+ELSEWHERE = ".running"  # no network's directory begins with a dot
 
 
 class NodeDoors(msgspec.Struct, frozen=True):
@@ -105,13 +109,51 @@ def state_home() -> Path:
     return home / "trenza"
 
 
-def running_networks() -> list[RunningNetwork]:
-    """Return the networks of this user that run, by name."""
+def places(also: Path | None = None) -> list[Path]:
+    """Return the directories where networks of this user may run, other than those in `state_home`."""
+    told = [] if also is None else [also.absolute()]
+    with contextlib.suppress(OSError):  # nobody has started a network elsewhere
+        told += [link.readlink() for link in sorted((state_home() / ELSEWHERE).iterdir()) if link.is_symlink()]
+    return list(dict.fromkeys(told))
+
+
+def running_networks(also: Path | None = None) -> list[RunningNetwork]:
+    """Return the networks of this user that run, by name; `also` is a directory to look at beside those known."""
     home = state_home()
-    if not home.is_dir():
-        return []
-    found = (running_in(folder) for folder in sorted(home.iterdir()) if folder.is_dir())
-    return [network for network in found if network is not None]
+    usual = [folder for folder in home.iterdir() if folder.is_dir()] if home.is_dir() else []
+    folders = {folder.resolve(): folder for folder in (*places(also), *usual)}
+    found = [network for network in map(running_in, folders.values()) if network is not None]
+    return sorted(found, key=lambda network: (network.name, network.state))
+
+
+def none_runs(also: Path | None = None) -> str:
+    """Return the sentence that says so, and where we looked."""
+    looked = ", ".join(str(place) for place in (state_home(), *places(also)))
+    return f"no network of yours runs on this machine (looked in {looked})"
+
+
+def remember(state: Path) -> None:
+    """Let other commands find a network that keeps its files elsewhere than in `state_home`."""
+    if state.parent == state_home():
+        return
+    with contextlib.suppress(OSError):  # then it is found by --state-dir alone
+        link = _link_to(state)
+        link.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for other in link.parent.iterdir():
+            if other.is_symlink() and not other.exists():
+                other.unlink()  # its directory has gone
+        link.symlink_to(state)
+
+
+def forget(state: Path) -> None:
+    """Undo `remember`, unless a network runs there."""
+    if running_in(state) is None:
+        with contextlib.suppress(OSError):
+            _link_to(state).unlink()
+
+
+def _link_to(state: Path) -> Path:
+    return state_home() / ELSEWHERE / hashlib.sha256(os.fsencode(state)).hexdigest()[:32]
 
 
 def running_in(state: Path) -> RunningNetwork | None:
@@ -160,13 +202,16 @@ def the_network(name: str | None, state: Path | None) -> RunningNetwork:
         return network
     running = running_networks()
     if name is not None:
-        for network in running:
-            if network.name == name:
-                return network
+        named = [network for network in running if network.name == name]
+        if len(named) == 1:
+            return named[0]
+        if named:
+            where = ", ".join(str(network.state) for network in named)
+            raise InvalidRequestError(f"several networks are called {name} ({where}): say which with --state-dir")
         others = ", ".join(network.name for network in running) or "none"
         raise UnavailableError(f"network {name} does not run (running: {others}): start it with `trenza up {name}`")
     if not running:
-        raise UnavailableError("no network runs on this machine: start one with `trenza up two-nodes`")
+        raise UnavailableError(f"{none_runs()}: start one with `trenza up two-nodes`")
     if len(running) > 1:
         names = ", ".join(network.name for network in running)
         raise InvalidRequestError(f"several networks run ({names}): say which with --network NAME")

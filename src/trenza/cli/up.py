@@ -23,7 +23,7 @@ from trenza.cli.first_key import first_key_lines
 from trenza.cli.options import state_dir_option
 from trenza.cli.screen import Screen, screen_for
 from trenza.cli.signals import stop_on_signals
-from trenza.cli.state import check_writable, state_home, write_whole
+from trenza.cli.state import check_writable, forget, remember, state_home, write_whole
 
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -55,8 +55,12 @@ def up(
     if ready_file is not None:
         ready_file.unlink(missing_ok=True)  # of an earlier run: whoever waits for it must not find that one
     start = _Start(found, state, ready_file, screen_for(live=live, quiet=quiet), fresh=not resume)
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(start.run())
+    remember(state)
+    try:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            runner.run(start.run())
+    finally:
+        forget(state)
 
 
 def directory_name(scenario: str) -> str:
@@ -81,6 +85,7 @@ class _Start:
         if network is None:
             return
         try:
+            remember(self.state)  # again: another start may have tidied up while there was no directory yet
             document = network.ready_document()
             self._tell(document)
             async with asyncio.TaskGroup() as group:
