@@ -290,6 +290,7 @@ class FakeDevicePair:
         self.mute = False
         self.alter = False
         self.supply = Supply.LIVE
+        self.supply_at_fetch: Supply | None = None  # what the far end's device says, where that differs
         self.max_key_size = max_key_size
         self.max_keys = max_keys
         self.drawn: list[bytes] = []  # everything that ever left, to look for in places where it must not be
@@ -334,7 +335,8 @@ class FakeDevice:
         keys = [self.waiting.pop(key_id) for key_id in key_ids]
         if self.pair.alter:
             keys[0] = bytes([keys[0][0] ^ 1]) + keys[0][1:]
-        return [RawKey(i, Secret.of(key), self.pair.supply) for i, key in zip(key_ids, keys, strict=True)]
+        supply = self.pair.supply_at_fetch or self.pair.supply
+        return [RawKey(i, Secret.of(key), supply) for i, key in zip(key_ids, keys, strict=True)]
 
     async def _answer(self) -> None:
         await asyncio.sleep(0)

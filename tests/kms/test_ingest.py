@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from tests.kms.fakes import Fails, Fault
 from tests.kms.link_world import SMALL, World
 
-from trenza.base.errors import DeviceUnavailableError, RefusedError, UnavailableError
+from trenza.base.errors import DeviceUnavailableError, RefusedError, RemoteProtocolError, UnavailableError
 from trenza.base.names import LinkId
 from trenza.base.secret import Secret
 from trenza.base.units import Bits, Seconds
@@ -126,6 +126,41 @@ def test_bits_that_a_device_altered_are_found_and_dropped_by_both():
             assert node.ctx.counters["link_blocks_altered"] == 1
         world.devices[LINK].alter = False
         assert await world["a"].ingest.step(LINK)
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(("leaders", "followers"), [(Supply.LIVE, Supply.SYNTHETIC), (Supply.SYNTHETIC, Supply.LIVE)])
+def test_a_block_of_which_the_two_devices_say_different_supplies_is_kept_by_neither(leaders, followers):
+    async def story():
+        world = pair()
+        world.devices[LINK].supply, world.devices[LINK].supply_at_fetch = leaders, followers
+        assert not await world["a"].ingest.step(LINK)
+        for node in (world["a"], world["b"]):
+            assert node.ingest.blocks_with("b") == node.ingest.blocks_with("a") == ()
+            assert node.sealer.keys == {}
+        assert world["a"].ctx.counters["link_blocks_lost"] == 1
+
+    asyncio.run(story())
+
+
+def test_an_offer_that_praises_the_supply_is_refused_in_words():
+    async def story():
+        world = pair()
+        world.devices[LINK].supply_at_fetch = Supply.WARM
+        refused = []
+        handle = world["b"].handle
+
+        async def listened(peer, message):
+            try:
+                return await handle(peer, message)
+            except RemoteProtocolError as error:
+                refused.append(error.message)
+                raise
+
+        world.network.handlers["b"] = listened
+        assert not await world["a"].ingest.step(LINK)
+        assert refused == ["link a-b: the ends' devices disagree about supply: live at node a, warm here"]
 
     asyncio.run(story())
 

@@ -253,7 +253,7 @@ class Ingest:
             UnavailableError: the session has ended; offer it again in the next.
             DeviceUnavailableError: the device does not hand the keys out (any more): the block is lost.
             AuthenticationError: the bits differ from the leader's.
-            RemoteProtocolError: the offer makes no sense.
+            RemoteProtocolError: the offer makes no sense, or this end's device says another supply.
         """
         end = self._ctx.link_with(peer, LinkId(offer.link))
         block = _block_of(offer, self._ctx.name, peer)
@@ -276,6 +276,12 @@ class Ingest:
         bits = joined(keys, Draw(len(offer.key_ids), bits_of_bytes(offer.key_bytes)))
         try:
             self._check(end.peer, offer, bits)
+            supply = worst_of(key.supply for key in keys)
+            if supply is not block.supply:  # it goes into the records of both ends, so neither may just believe it
+                raise RemoteProtocolError(
+                    f"link {end.link}: the ends' devices disagree about supply: {block.supply.value} at node "
+                    f"{end.peer}, {supply.value} here"
+                )
             await self._pads.add(RawBlock(block, bits, (), 0), end.peer)
         finally:
             bits.wipe()
