@@ -82,7 +82,7 @@ class ExchangeSecrets:
 
 def next_root(root: Secret, secrets: ExchangeSecrets, transcript: Transcript) -> Secret:
     """Return the root of the next exchange: it keeps the strength of the old root and of this exchange."""
-    return _derive(_joined(secrets), ROOT_BYTES, label=b"root", transcript=transcript, salt=bytes(root.view()))
+    return _derive_of_both(secrets, ROOT_BYTES, label=b"root", transcript=transcript, root=root)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +97,8 @@ class SessionKeys:
 
 def session_keys(root: Secret, secrets: ExchangeSecrets, transcript: Transcript) -> SessionKeys:
     """Derive a session's keys from the exchange and the root that authenticated it."""
-    okm = _derive(
-        _joined(secrets),
-        16 + VERIFY_KEY_BYTES + 4 * 32,
-        label=b"session",
-        transcript=transcript,
-        salt=bytes(root.view()),
-    )
+    size = 16 + VERIFY_KEY_BYTES + 4 * 32
+    okm = _derive_of_both(secrets, size, label=b"session", transcript=transcript, root=root)
     view = okm.view()
     cut = 16 + VERIFY_KEY_BYTES
     four = [bytes(view[cut + 32 * i : cut + 32 * (i + 1)]) for i in range(4)]
@@ -125,16 +120,27 @@ def strand_blocks(secrets: ExchangeSecrets, transcript: Transcript, *, slots: in
     )
 
 
-def _joined(secrets: ExchangeSecrets) -> Secret:
-    return Secret(bytearray(secrets.classical.view()) + bytearray(secrets.pqc.view()))
+def _derive_of_both(
+    secrets: ExchangeSecrets, size: int, *, label: bytes, transcript: Transcript, root: Secret
+) -> Secret:
+    """Derive from classical and post-quantum secret together, salted with the root."""
+    buffer = bytearray(len(secrets.classical) + len(secrets.pqc))
+    buffer[: len(secrets.classical)] = secrets.classical.view()
+    buffer[len(secrets.classical) :] = secrets.pqc.view()
+    joined = Secret(buffer)
+    try:
+        return _derive(joined, size, label=label, transcript=transcript, salt=bytes(root.view()))
+    finally:
+        joined.wipe()
 
 
 def _derive(ikm: Secret, size: int, *, label: bytes, transcript: Transcript, salt: bytes) -> Secret:
-    out = bytearray()
-    material = bytes(ikm.view())
+    out = bytearray(size)  # never grown: growing leaves copies behind
     info = b"trenza " + label + b" v1" + transcript.initiator + transcript.responder
-    for part in range(0, size, _HKDF_MAX):
-        length = min(_HKDF_MAX, size - part)
-        kdf = HKDF(hashes.SHA384(), length, salt or None, info + part.to_bytes(4, "big"))
-        out += kdf.derive(material)
+    with memoryview(out) as whole:
+        for part in range(0, size, _HKDF_MAX):
+            here = whole[part : part + _HKDF_MAX]
+            HKDF(hashes.SHA384(), len(here), salt or None, info + part.to_bytes(4, "big")).derive_into(
+                ikm.view(), here
+            )
     return Secret(out)

@@ -37,7 +37,7 @@ class Lineage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     exchange: bytes
     scheme: str
-    transcript: bytes  # SHA-384 over both message digests
+    transcript: bytes  # the SHA-384 digests of MA and of MB, end to end: 96 bytes
     authentication: tuple[
         str, ...
     ]  # "ml-dsa-65", and "root-preshared" or "root-continuity" where a root was in force
@@ -86,7 +86,7 @@ class SegmentRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         try:
             record = msgspec.msgpack.decode(body, type=SegmentRecord)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise RemoteProtocolError(f"not a segment record: {error}") from None
         if record.version != FORMAT_VERSION:
             raise RemoteProtocolError(f"segment record of format version {record.version}")
