@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from trenza.base.errors import InvalidRequestError
 from trenza.base.units import Bits
 from trenza.core.recipe import (
-    DEFAULT_RECIPE,
+    HYBRID_CATKDF,
     ITS,
     LOCAL,
     QKD_ONLY,
@@ -40,9 +40,9 @@ def test_suite_ids_have_one_length():
     assert {len(recipe.suite_id) for recipe in RECIPES} == {8}
 
 
-def test_the_default_demands_all_three_origins():
-    assert DEFAULT_RECIPE.code == 0
-    assert DEFAULT_RECIPE.origins == {Origin.CLASSICAL, Origin.PQC, Origin.QKD}
+def test_the_first_of_the_table_demands_all_three_origins():
+    assert HYBRID_CATKDF.code == 0
+    assert HYBRID_CATKDF.origins == {Origin.CLASSICAL, Origin.PQC, Origin.QKD}
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)

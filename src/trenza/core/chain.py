@@ -23,8 +23,6 @@ from trenza.base.errors import AuthenticationError
 from trenza.base.names import NodeId
 from trenza.base.units import Nanoseconds
 
-HASH_BYTES = 48
-
 _ENTRY_LABEL = b"trenza ledger entry v1"
 _CHECKPOINT_LABEL = b"trenza ledger checkpoint v1"
 _NUMBERS = struct.Struct(">Qq")  # sequence, time

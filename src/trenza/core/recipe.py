@@ -148,8 +148,6 @@ RECIPES = (
 )
 """The whole table, in order of code."""
 
-DEFAULT_RECIPE = HYBRID_CATKDF
-
 _BY_CODE = {recipe.code: recipe for recipe in RECIPES}
 _BY_NAME = {recipe.name: recipe for recipe in RECIPES}
 _RUNGS = tuple(recipe.name for recipe in RECIPES if recipe is not WRAPPED)
