@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from trenza.base.errors import AuthenticationError
 from trenza.base.secret import Secret
-from trenza.core.hop import MAC_KEY_BYTES, TAG_BYTES, check_tag, decrypt, encrypt, tag_of
+from trenza.core.hop import MAC_KEY_BYTES, check_tag, decrypt, encrypt, tag_of
 
+TAG_BYTES = 16
 KEY = Secret(bytearray(range(MAC_KEY_BYTES)))
 
 
