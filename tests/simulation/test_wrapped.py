@@ -58,7 +58,7 @@ def test_a_key_is_as_good_as_its_weakest_leg_and_says_so() -> None:
 
 
 def _nothing_waits(world: World) -> bool:
-    return not any(machine.node is not None and machine.node.wrapped._waiting for machine in world.machines.values())
+    return not any(machine.node is not None and len(machine.node.waiting) for machine in world.machines.values())
 
 
 def test_with_one_node_down_nobody_gets_anything() -> None:
@@ -166,7 +166,7 @@ def test_a_void_that_meets_a_delivery_breaks_nothing() -> None:
         node = node_of(world, "B1")
         getting = asyncio.create_task(fetch(world, "B1", "A1", [key.key_id]))
         await asyncio.sleep(0.01)  # its commit is under way
-        await node.wrapped._destroy(key.key_id.bytes)
+        await node.waiting.destroy(key.key_id.bytes)
         (got,) = await getting
         assert got.key == key.key
         with pytest.raises(UnknownKeyError):

@@ -28,18 +28,18 @@ from trenza.core.rate import TokenBucket
 from trenza.core.recipe import LOCAL, Recipe
 from trenza.kms.context import Context
 from trenza.kms.slots import Found, Pair, Slots
-from trenza.kms.wrap import Leg, Wrapped
-
-_MAC_BITS = 256
+from trenza.kms.waiting import WaitingKeys
+from trenza.kms.wrap import MAC_BITS, Leg, Wrapped
 
 
 class Delivery:
     """The key stories of one node."""
 
-    def __init__(self, ctx: Context, *, slots: Slots, wrapped: Wrapped) -> None:
+    def __init__(self, ctx: Context, *, slots: Slots, wrapped: Wrapped, waiting: WaitingKeys) -> None:
         self._ctx = ctx
         self._slots = slots
         self._wrapped = wrapped
+        self._waiting = waiting
         self._pairs: dict[tuple[int, SaeId, SaeId], Pair] = {}
         self._bad_ids: dict[SaeId, TokenBucket] = {}
 
@@ -137,7 +137,7 @@ class Delivery:
         smallest = max(pair.policy.min_key_size for pair in pairs)
         largest = min(pair.policy.max_key_size for pair in pairs)
         if len(pairs) > 1:  # the braid that carries it holds a MAC key as well
-            largest = min(largest, SIZE_MAX - _MAC_BITS)
+            largest = min(largest, SIZE_MAX - MAC_BITS)
         if not smallest <= size <= largest:
             raise InvalidRequestError(
                 f"size is outside the limits of this SAE pair: min_key_size {smallest}, max_key_size {largest}",
@@ -213,7 +213,7 @@ class Delivery:
             return Leg(pair, None)
         accept = acceptance(pair.policy, wishes, now=self._ctx.clock.now())
         for recipe in recipes:
-            if self._slots.available(pair, recipe, Bits(size + _MAC_BITS), accept):
+            if self._slots.available(pair, recipe, Bits(size + MAC_BITS), accept):
                 return Leg(pair, recipe)
         raise self._nothing(pair, recipes, IssueRequest(pair.target.name, wishes=wishes), size)
 
@@ -248,19 +248,19 @@ class Delivery:
 
     def _find_all(self, pair: Pair, caller: SaeId, key_ids: Sequence[UUID]) -> tuple[list[Found], list[UUID]]:
         """Reserve every key, or none."""
-        waiting = [key_id for key_id in key_ids if self._wrapped.holds(key_id, caller)]
-        addressed = [key_id for key_id in key_ids if not self._wrapped.holds(key_id, caller)]
-        if any(self._wrapped.owner_of(key_id) is not None for key_id in addressed):
+        waiting = [key_id for key_id in key_ids if self._waiting.holds(key_id, caller)]
+        addressed = [key_id for key_id in key_ids if not self._waiting.holds(key_id, caller)]
+        if any(self._waiting.owner_of(key_id.bytes) is not None for key_id in addressed):
             raise UnauthorisedError("a key of another pair was asked for")
         reserved: list[UUID] = []
         try:
             for key_id in waiting:
-                self._wrapped.reserve(key_id, pair.initiator.name, caller)
+                self._waiting.reserve(key_id, pair.initiator.name, caller)
                 reserved.append(key_id)
             found = self._slots.find(pair, self._former_policies(pair), addressed) if addressed else []
         except TrenzaError:
             for key_id in reserved:
-                self._wrapped.release(key_id, caller)
+                self._waiting.release(key_id, caller)
             raise
         return found, waiting
 
@@ -271,7 +271,7 @@ class Delivery:
         if found:
             keys |= {key.key_id: key for key in await self._slots.deliver(found, tls_group=tls_group)}
         for key_id in waiting:
-            keys[key_id] = await self._wrapped.deliver(
+            keys[key_id] = await self._waiting.deliver(
                 key_id, pair.target.name, policy=pair.policy, tls_group=tls_group
             )
         return keys

@@ -38,6 +38,7 @@ from trenza.kms.ports import Anchor, Put, Table
 from trenza.kms.relay import Relays
 from trenza.kms.sessions import Sessions, lifetime_of
 from trenza.kms.slots import Slots
+from trenza.kms.waiting import WaitingKeys
 from trenza.kms.wrap import Wrapped
 from trenza.wire.peer import (
     Beat,
@@ -80,8 +81,9 @@ class Node:
         self.demand = Demand(ctx, pools=self.pools)
         self.fill = Fill(ctx, pools=self.pools, exchanges=self.exchanges, relays=self.relays, levels=self.levels)
         self.slots = Slots(ctx, sessions=self.sessions, pools=self.pools, demand=self.demand)
-        self.wrapped = Wrapped(ctx, slots=self.slots)
-        self.delivery = Delivery(ctx, slots=self.slots, wrapped=self.wrapped)
+        self.waiting = WaitingKeys(ctx)
+        self.wrapped = Wrapped(ctx, slots=self.slots, waiting=self.waiting)
+        self.delivery = Delivery(ctx, slots=self.slots, wrapped=self.wrapped, waiting=self.waiting)
         self.explain = Explain(ctx, sessions=self.sessions, slots=self.slots)
         self.notary = Notary(ctx)
         self.sessions.on_new_life = self._drop_all
@@ -104,7 +106,7 @@ class Node:
         await self.sessions.load_keys()
         await self.pools.load()
         await self.ingest.load()
-        await self.wrapped.load()
+        await self.waiting.load()
         if not whole:
             self.ctx.counters["starts_from_a_copy"] += 1
             await self._drop_all()
@@ -115,7 +117,7 @@ class Node:
         self.fill.forget()
         await self.pools.drop_all()
         await self.ingest.drop_all()
-        await self.wrapped.drop_all()
+        await self.waiting.drop_all()
         await self.sessions.retire_keys()
 
     async def run(self) -> None:
@@ -289,7 +291,7 @@ class Node:
         """Ask for windows of every kind of which too few slots are held."""
         ctx = self.ctx
         for kind, slots in self.demand.windows_to_ask(peer):
-            oldest = ctx.clock.now() - nanoseconds(Seconds(float(kind.max_age_s)))
+            oldest = max(0, ctx.clock.now() - nanoseconds(Seconds(float(kind.max_age_s))))
             request = WindowRequest(
                 ctx.session(peer).id, kind.full, kind.max_hops, tuple(sorted(kind.relays)), oldest, slots
             )
@@ -347,7 +349,7 @@ class Node:
 
     async def _upkeep(self) -> bool:
         self.relays.expire()
-        await self.wrapped.tidy()
+        await self.waiting.tidy()
         await self.notary.sign_if_due()
         for peer in self.partners():
             if self.demand.is_low(peer):

@@ -3,93 +3,51 @@
 LOCAL: two SAEs of one node share no QKD or PQC strand; their key is drawn here and waits, sealed, for the other
 (decision 3). WRAPPED: a key for several targets is drawn here and carried to each target's node under a full braid
 with that node: one-time pad and one-time MAC, both from the braid. All or nothing, in two phases with voiding
-(decision 9): these keys take round trips, and a key is as good as its weakest leg.
+(decision 9): these keys take round trips, and a key is as good as its weakest leg. What has arrived is in
+`kms.waiting`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 import msgspec
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.poly1305 import Poly1305
 
 from trenza.base.errors import (
-    AuthenticationError,
     RefusedError,
     RemoteProtocolError,
     StoreUnavailableError,
     TrenzaError,
     UnauthorisedError,
     UnavailableError,
-    UnknownKeyError,
 )
 from trenza.base.names import NodeId, SaeId
 from trenza.base.secret import Secret
-from trenza.base.units import Bits, Nanoseconds, Seconds, nanoseconds, whole_bytes
+from trenza.base.units import Bits, Nanoseconds, Seconds, bits_of_bytes, nanoseconds, whole_bytes
+from trenza.core import hop
 from trenza.core.choice import acceptance
 from trenza.core.delivery import DeliveredKey, KeyFacts, Wishes
 from trenza.core.policy import Policy, SaeEntry
 from trenza.core.provenance import FORMAT_VERSION, WrapRecord
 from trenza.core.recipe import LOCAL, WRAPPED, Recipe
-from trenza.core.strand import Origin, Supply, worst_of
-from trenza.kms import rows
+from trenza.core.strand import Origin, worst_of
 from trenza.kms.context import Context
-from trenza.kms.ports import Append, Change, Delete, Insert, Put, Sealed, Table
+from trenza.kms.ports import Change
 from trenza.kms.slots import Pair, Slots
 from trenza.kms.together import together
+from trenza.kms.waiting import WaitingKeys, decode_facts, encode_facts, entry_of
 from trenza.wire.peer import Done, WrapCommit, WrapOffer, WrapVoid
 
-_MAC_BITS = Bits(256)
+_MAC_KEY_BYTES = 32
+
+MAC_BITS = bits_of_bytes(_MAC_KEY_BYTES)
+"""The braid that carries a key is this much longer than the key."""
+
 _LATER = frozenset({UnavailableError.code, StoreUnavailableError.code})
 """Refusals after which a void is told again."""
-
-_UNCOMMITTED = Seconds(30.0)  # a key whose second phase does not come within this time is destroyed
-
-
-class _Facts(msgspec.Struct, frozen=True, array_like=True):
-    """KeyFacts as they travel and rest."""
-
-    recipe: str
-    origins: tuple[Origin, ...]
-    supply: Supply | None
-    strength: str
-    hops: int
-    created: int
-    expires: int
-
-    @staticmethod
-    def encode(facts: KeyFacts) -> bytes:
-        flat = _Facts(
-            facts.recipe, facts.origins, facts.supply, facts.strength, facts.hops, facts.created, facts.expires
-        )
-        return msgspec.msgpack.encode(flat)
-
-    @staticmethod
-    def decode(body: bytes) -> KeyFacts:
-        try:
-            flat = msgspec.msgpack.decode(body, type=_Facts)
-        except msgspec.DecodeError as error:
-            raise RemoteProtocolError(f"not the facts of a key: {error}") from None
-        created, expires = Nanoseconds(flat.created), Nanoseconds(flat.expires)
-        return KeyFacts(flat.recipe, flat.origins, flat.supply, flat.strength, flat.hops, created, expires)
-
-
-@dataclass(slots=True)
-class _Waiting:
-    """A key that waits at this node for one SAE."""
-
-    initiator: SaeId
-    target: SaeId
-    size: int
-    sealed: Sealed
-    facts: KeyFacts
-    expires: Nanoseconds
-    ready: bool
-    taken: bool = field(default=False)  # a delivery under way has reserved it
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,28 +59,14 @@ class Leg:
 
 
 class Wrapped:
-    """The keys that wait at this node, and those this node draws for others."""
+    """The keys that this node draws, and those that others place here."""
 
-    def __init__(self, ctx: Context, *, slots: Slots) -> None:
+    def __init__(self, ctx: Context, *, slots: Slots, waiting: WaitingKeys) -> None:
         self._ctx = ctx
         self._slots = slots
-        self._waiting: dict[tuple[bytes, SaeId], _Waiting] = {}
+        self._waiting = waiting
         self._unheard_voids: dict[tuple[NodeId, bytes], Nanoseconds] = {}  # until when there is a point in it
         self.on_void: Callable[[], None] | None = None  # wakes whoever calls tell_voids
-
-    async def load(self) -> None:
-        """Read the keys that wait; those whose second phase never came are destroyed by upkeep."""
-        for key, value in await self._ctx.store.scan(Table.WRAPPED):
-            row = rows.decode(value, rows.WrappedRow)
-            self._waiting[key[:16], SaeId(key[16:].decode())] = _Waiting(
-                SaeId(row.initiator),
-                SaeId(row.target),
-                row.size,
-                row.sealed.sealed,
-                _Facts.decode(row.facts),
-                Nanoseconds(row.expires),
-                row.ready,
-            )
 
     # --- drawing
 
@@ -185,19 +129,25 @@ class Wrapped:
     ) -> dict[SaeId, DeliveredKey]:
         """Issue to ourselves, for each far target, the braid that will wrap the key: pad, then MAC key."""
         braids: dict[SaeId, DeliveredKey] = {}
-        for leg in legs:
-            if leg.recipe is None:
-                continue
-            issued = await self._slots.issue(
-                leg.pair,
-                leg.recipe,
-                number=1,
-                size=Bits(size + _MAC_BITS),
-                accept=acceptance(leg.pair.policy, wishes, now=self._ctx.clock.now()),
-                tls_group=tls_group,
-            )
-            braids[leg.pair.target.name] = issued[0]
+        try:
+            for leg in legs:
+                if leg.recipe is not None:
+                    braids[leg.pair.target.name] = await self._braid(leg, leg.recipe, size, wishes, tls_group)
+        except BaseException:
+            _wipe(braids)
+            raise
         return braids
+
+    async def _braid(self, leg: Leg, recipe: Recipe, size: Bits, wishes: Wishes, tls_group: str) -> DeliveredKey:
+        (braid,) = await self._slots.issue(
+            leg.pair,
+            recipe,
+            number=1,
+            size=Bits(size + MAC_BITS),
+            accept=acceptance(leg.pair.policy, wishes, now=self._ctx.clock.now()),
+            tls_group=tls_group,
+        )
+        return braid
 
     async def _offer_all(
         self,
@@ -213,10 +163,13 @@ class Wrapped:
             target = leg.pair.target
             braid = braids.get(target.name)
             if braid is None:
-                steps.append(self._keep(initiator.name, target.name, key_id, key, facts, ready=False))
+                steps.append(self._waiting.keep(initiator.name, target.name, key_id, key, facts))
             else:
                 steps.append(self._offer(initiator, target, braid, key_id, key, facts))
-        await together(steps)
+        try:
+            await together(steps)
+        finally:
+            _wipe(braids)  # a leg that was cancelled before it began has not
 
     async def _offer(
         self,
@@ -228,7 +181,8 @@ class Wrapped:
         facts: KeyFacts,
     ) -> None:
         ctx = self._ctx
-        wrapped = _xor(key.view(), braid.key.view()[: len(key)])
+        wrapped, mac_key = _wrapped(key, braid.key)
+        braid.key.wipe()
         bare = WrapOffer(
             ctx.session(target.node).id,
             key_id,
@@ -239,12 +193,10 @@ class Wrapped:
             wrapped,
             b"",
             facts.expires,
-            _Facts.encode(facts),
+            encode_facts(facts),
         )
-        mac_key = bytes(braid.key.view()[len(key) :])
-        tag = Poly1305.generate_tag(mac_key, msgspec.msgpack.encode(bare))
-        braid.key.wipe()
-        offer = msgspec.structs.replace(bare, tag=tag)
+        offer = msgspec.structs.replace(bare, tag=hop.tag_of(_tagged(bare), mac_key))
+        mac_key.wipe()
         answer = await ctx.peers.call(target.node, offer, timeout=ctx.settings.call_timeout)
         if not isinstance(answer, Done):
             raise RemoteProtocolError(f"node {target.node} did not take the key")
@@ -252,7 +204,7 @@ class Wrapped:
     async def _commit_all(self, legs: Sequence[Leg], key_id: bytes) -> None:
         await together(
             [
-                self._make_ready(key_id, targets)
+                self._waiting.make_ready(key_id, targets)
                 if node == self._ctx.name
                 else self._commit_at(node, key_id, targets)
                 for node, targets in _by_node(legs).items()
@@ -290,12 +242,8 @@ class Wrapped:
                 tls_group=tls_group,
                 uncertainty=self._ctx.settings.clock_uncertainty,
             )
-            changes.append(self._entry("issued", record))
+            changes.append(entry_of(self._ctx, "issued", record))
         await self._ctx.store.commit(changes)
-
-    def _entry(self, kind: str, record: WrapRecord) -> Append:
-        body = msgspec.msgpack.encode(record)
-        return Append(self._ctx.clock.now(), kind, body, (f"key:{UUID(bytes=record.key_id)}",))
 
     # --- voiding
 
@@ -322,200 +270,126 @@ class Wrapped:
                 if error.remote_code in _LATER and until > now:
                     continue
                 self._ctx.counters["voids_refused"] += 1
+            except RemoteProtocolError:  # it answers with nonsense; the others are told all the same
+                silent.add(node)
             if node not in silent or until < now:
                 self._unheard_voids.pop((node, key_id), None)
 
     async def _tell_void(self, node: NodeId, key_id: bytes) -> None:
         if node == self._ctx.name:
-            await self._destroy(key_id)
+            await self._waiting.destroy(key_id)
         else:
             await self._ctx.peers.call(node, WrapVoid(key_id), timeout=self._ctx.settings.call_timeout)
 
     # --- the target's node
 
     async def handle_offer(self, peer: NodeId, offer: WrapOffer) -> Done:
-        """Phase one: unwrap under the braid that the key ID names, and hold the key, sealed."""
+        """Phase one: unwrap under the braid that the key ID names, and hold the key, sealed.
+
+        Raises:
+            UnauthorisedError: the book does not let this node place such a key here.
+            NotEnoughKeyError: too many keys wait here already; the braid is not used.
+            RemoteProtocolError: the offer says what cannot be, or its tag does not verify.
+        """
         ctx = self._ctx
         ctx.session_of(peer, offer.session)
-        book = ctx.book
+        pair = self._offered_pair(peer, offer)
+        self._waiting.refuse_if_full(pair.initiator.name, pair.target.name)
+        found = self._slots.find(pair, (), [UUID(bytes=offer.braid_id)])
+        (braid,) = await self._slots.deliver(found, tls_group="")
+        try:
+            key = _unwrapped(offer, braid.key)
+        finally:
+            braid.key.wipe()
+        try:
+            facts = self._checked_facts(offer, braid.facts, pair.policy)
+            await self._waiting.keep(pair.initiator.name, pair.target.name, offer.key_id, key, facts)
+        finally:
+            key.wipe()
+        return Done()
+
+    def _offered_pair(self, peer: NodeId, offer: WrapOffer) -> Pair:
+        """Return whose key is offered, if `peer` may place it here."""
+        book = self._ctx.book
         initiator, target = book.sae_by_name.get(SaeId(offer.initiator)), book.sae_by_name.get(SaeId(offer.target))
         policy = book.policy_between(SaeId(offer.initiator), SaeId(offer.target))
         if initiator is None or target is None or policy is None:
             raise UnauthorisedError("the policy book does not let this pair share keys")
-        if initiator.node != peer or target.node != ctx.name:
+        if initiator.node != peer or target.node != self._ctx.name:
             raise UnauthorisedError("one of the SAEs is not served by the node that should serve it")
-        found = self._slots.find(Pair(initiator, target, policy), (), [UUID(bytes=offer.braid_id)])
-        (braid,) = await self._slots.deliver(found, tls_group="")
-        key: Secret | None = None
-        try:
-            length = whole_bytes(Bits(offer.size))
-            if len(braid.key) != length + whole_bytes(_MAC_BITS) or len(offer.wrapped) != length:
-                raise RemoteProtocolError("the braid does not fit the key it wraps")
-            bare = msgspec.structs.replace(offer, tag=b"")
-            try:
-                mac_key = bytes(braid.key.view()[length:])
-                Poly1305.verify_tag(mac_key, msgspec.msgpack.encode(bare), offer.tag)
-            except InvalidSignature:
-                raise AuthenticationError("the wrapped key is not what its initiator wrapped") from None
-            key = Secret(bytearray(_xor(offer.wrapped, braid.key.view()[:length])))
-            facts = _Facts.decode(offer.facts)
-            await self._keep(initiator.name, target.name, offer.key_id, key, facts, ready=False)
-        finally:
-            braid.key.wipe()
-            if key is not None:
-                key.wipe()
-        return Done()
+        if not policy.min_key_size <= offer.size <= policy.max_key_size:
+            raise RemoteProtocolError("the policy of this pair knows no keys of that size")
+        return Pair(initiator, target, policy)
+
+    def _checked_facts(self, offer: WrapOffer, braid: KeyFacts, policy: Policy) -> KeyFacts:
+        """Return what the application will be told: no more than the braid that carried the key allows."""
+        facts, settings = decode_facts(offer.facts), self._ctx.settings
+        latest = self._ctx.clock.now() + settings.clock_tolerance
+        true = (
+            facts.recipe == WRAPPED.name,
+            frozenset(facts.origins) <= frozenset(braid.origins),
+            braid.supply is None
+            or (facts.supply is not None and worst_of((facts.supply, braid.supply)) is facts.supply),
+            facts.strength == str(WRAPPED.strength(Bits(offer.size))),
+            facts.hops >= braid.hops,
+            facts.created <= latest,
+            facts.expires == offer.expires <= latest + nanoseconds(Seconds(float(policy.key_lifetime_s))),
+        )
+        if not all(true):
+            raise RemoteProtocolError("a wrapped key's facts say more than its braid, or its pair's policy, allows")
+        return facts
 
     async def handle_commit(self, peer: NodeId, message: WrapCommit) -> Done:
         """Phase two: the key may be fetched."""
         self._refuse_unless_from(peer, message.key_id)
-        await self._make_ready(message.key_id, [SaeId(target) for target in message.targets])
+        await self._waiting.make_ready(message.key_id, [SaeId(target) for target in message.targets])
         return Done()
 
     async def handle_void(self, peer: NodeId, message: WrapVoid) -> Done:
         """Destroy a key that not all targets could hold."""
-        if any(key_id == message.key_id for key_id, _ in self._waiting):
+        if self._waiting.owner_of(message.key_id) is not None:
             self._refuse_unless_from(peer, message.key_id)
-            await self._destroy(message.key_id)
+            await self._waiting.destroy(message.key_id)
         return Done()
 
     def _refuse_unless_from(self, peer: NodeId, key_id: bytes) -> None:
-        book = self._ctx.book
-        held = [waiting for (held_id, _), waiting in self._waiting.items() if held_id == key_id]
-        nodes = {entry.node for one in held if (entry := book.sae_by_name.get(one.initiator)) is not None}
-        if nodes != {peer}:
+        owner = self._waiting.owner_of(key_id)
+        entry = None if owner is None else self._ctx.book.sae_by_name.get(owner)
+        if entry is None or entry.node != peer:
             raise UnauthorisedError("no key of that ID was placed here by this node")
 
-    # --- waiting keys
 
-    async def _keep(
-        self, initiator: SaeId, target: SaeId, key_id: bytes, key: Secret, facts: KeyFacts, *, ready: bool
-    ) -> None:
-        ctx = self._ctx
-        sealed = await ctx.sealer.seal(key, associated=_associated(key_id, target))
-        waiting = _Waiting(initiator, target, len(key) * 8, sealed, facts, facts.expires, ready)
-        row = self._row(waiting)
-        try:
-            await ctx.store.commit([Insert(Table.WRAPPED, key_id + target.encode(), row)])
-        except BaseException:
-            await ctx.sealer.erase([sealed.handle])
-            raise
-        self._waiting[key_id, target] = waiting
+def _wipe(braids: dict[SaeId, DeliveredKey]) -> None:
+    for braid in braids.values():
+        braid.key.wipe()
 
-    @staticmethod
-    def _row(waiting: _Waiting) -> bytes:
-        return rows.encode(
-            rows.WrappedRow(
-                waiting.initiator,
-                waiting.target,
-                waiting.size,
-                rows.SealedRow.of(waiting.sealed),
-                _Facts.encode(waiting.facts),
-                waiting.expires,
-                waiting.ready,
-            )
-        )
 
-    async def _make_ready(self, key_id: bytes, targets: Sequence[SaeId]) -> None:
-        """Let the targets fetch the key; durable before it counts."""
-        found = {target: self._waiting.get((key_id, target)) for target in targets}
-        changes: list[Change] = []
-        for target, waiting in found.items():
-            if waiting is None:
-                raise UnknownKeyError("a key to be committed is not here")
-            changes.append(Put(Table.WRAPPED, key_id + target.encode(), self._row(replace(waiting, ready=True))))
-        await self._ctx.store.commit(changes)
-        if any(self._waiting.get((key_id, target)) is not waiting for target, waiting in found.items()):
-            await self._ctx.store.commit([Delete(Table.WRAPPED, key_id + target.encode()) for target in found])
-            raise UnknownKeyError("a key was destroyed while it was committed")
-        for waiting in found.values():
-            assert waiting is not None
-            waiting.ready = True
+def _wrapped(key: Secret, braid: Secret) -> tuple[bytes, Secret]:
+    """Return the key under the braid's first bits, and the rest of the braid: a MAC key, which the caller wipes."""
+    pad = braid.cut(0, len(key))
+    try:
+        return hop.encrypt(key, pad), braid.cut(len(key), _MAC_KEY_BYTES)
+    finally:
+        pad.wipe()
 
-    def holds(self, key_id: UUID, target: SaeId) -> bool:
-        """Tell whether a key of that ID waits here for `target`."""
-        return (key_id.bytes, target) in self._waiting
 
-    def owner_of(self, key_id: UUID) -> SaeId | None:
-        """Return the initiator of a key that waits here for anyone."""
-        return next((one.initiator for (held, _), one in self._waiting.items() if held == key_id.bytes), None)
+def _unwrapped(offer: WrapOffer, braid: Secret) -> Secret:
+    """Return the key that lies under the braid, its tag verified; the caller wipes both."""
+    length = whole_bytes(Bits(offer.size))
+    if len(braid) != length + _MAC_KEY_BYTES or len(offer.wrapped) != length:
+        raise RemoteProtocolError("the braid does not fit the key it wraps")
+    pad, mac_key = braid.cut(0, length), braid.cut(length, _MAC_KEY_BYTES)
+    try:
+        hop.check_tag(_tagged(offer), offer.tag, mac_key)
+        return hop.decrypt(offer.wrapped, pad)
+    finally:
+        pad.wipe()
+        mac_key.wipe()
 
-    def reserve(self, key_id: UUID, initiator: SaeId, target: SaeId) -> None:
-        """Reserve a waiting key for one delivery.
 
-        Raises:
-            UnauthorisedError: it is of another initiator.
-            UnknownKeyError: it cannot be returned.
-        """
-        waiting = self._waiting[key_id.bytes, target]
-        if waiting.initiator != initiator:
-            raise UnauthorisedError("a key of another pair was asked for")
-        if not waiting.ready or waiting.taken or waiting.expires < self._ctx.clock.now():
-            raise UnknownKeyError("one or more keys specified are not found on KME")
-        waiting.taken = True
-
-    def release(self, key_id: UUID, target: SaeId) -> None:
-        """Give a reservation back; nothing was committed for it."""
-        waiting = self._waiting.get((key_id.bytes, target))
-        if waiting is not None:  # it may have been declared void in the meantime
-            waiting.taken = False
-
-    async def deliver(self, key_id: UUID, target: SaeId, *, policy: Policy, tls_group: str) -> DeliveredKey:
-        """Hand out a reserved key: gone from the store before it leaves."""
-        ctx = self._ctx
-        waiting = self._waiting[key_id.bytes, target]
-        key = await ctx.sealer.unseal(waiting.sealed, associated=_associated(key_id.bytes, target))
-        record = WrapRecord(
-            version=FORMAT_VERSION,
-            key_id=key_id.bytes,
-            initiator=waiting.initiator,
-            target=target,
-            recipe=waiting.facts.recipe,
-            size=waiting.size,
-            braids=(),
-            policy=policy.name,
-            policy_digest=policy.digest,
-            tls_group=tls_group,
-            uncertainty=ctx.settings.clock_uncertainty,
-        )
-        row_key = key_id.bytes + target.encode()
-        try:
-            await ctx.store.commit([Delete(Table.WRAPPED, row_key), self._entry("delivered", record)])
-        except BaseException:  # it may be recorded as delivered or not: doubtful, so nobody gets it any more
-            key.wipe()
-            ctx.counters["keys_doubtful"] += 1
-            self._waiting.pop((key_id.bytes, target), None)
-            await ctx.sealer.erase([waiting.sealed.handle])
-            raise
-        self._waiting.pop((key_id.bytes, target), None)
-        await ctx.sealer.erase([waiting.sealed.handle])
-        return DeliveredKey(key_id, key, waiting.facts)
-
-    async def tidy(self) -> None:
-        """Destroy expired keys, and those whose second phase never came."""
-        now = self._ctx.clock.now()
-        patience = nanoseconds(_UNCOMMITTED)
-        for (key_id, target), waiting in list(self._waiting.items()):
-            abandoned = not waiting.ready and waiting.facts.created + patience < now
-            if not waiting.taken and (waiting.expires < now or abandoned):
-                await self._forget(key_id, target)
-
-    async def drop_all(self) -> None:
-        """Destroy every waiting key: this node cannot prove that its memory is whole."""
-        for key_id, target in list(self._waiting):
-            await self._forget(key_id, target)
-
-    async def _destroy(self, key_id: bytes) -> None:
-        for held, target in list(self._waiting):
-            if held == key_id:
-                await self._forget(held, target)
-
-    async def _forget(self, key_id: bytes, target: SaeId) -> None:
-        waiting = self._waiting.pop((key_id, target), None)
-        if waiting is None:  # another story was quicker
-            return
-        await self._ctx.sealer.erase([waiting.sealed.handle])
-        await self._ctx.store.commit([Delete(Table.WRAPPED, key_id + target.encode())])
+def _tagged(offer: WrapOffer) -> bytes:
+    """Return what the tag of an offer covers: all of it but the tag."""
+    return msgspec.msgpack.encode(msgspec.structs.replace(offer, tag=b""))
 
 
 def _weakest(braids: dict[SaeId, DeliveredKey], size: Bits, now: Nanoseconds, expires: Nanoseconds) -> KeyFacts:
@@ -541,12 +415,3 @@ def _by_node(legs: Sequence[Leg]) -> dict[NodeId, list[SaeId]]:
     for leg in legs:
         nodes.setdefault(leg.pair.target.node, []).append(leg.pair.target.name)
     return nodes
-
-
-def _xor(one: bytes | memoryview, other: bytes | memoryview) -> bytes:
-    length = len(one)
-    return (int.from_bytes(one, "big") ^ int.from_bytes(other, "big")).to_bytes(length, "big")
-
-
-def _associated(key_id: bytes, target: SaeId) -> bytes:
-    return b"wrapped" + key_id + target.encode()
