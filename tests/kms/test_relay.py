@@ -64,7 +64,7 @@ def test_both_ends_of_a_route_get_the_same_fresh_strand(route):
     async def story():
         world = row()
         await world.stock()
-        first, second = await carry(world, route), await carry(world, route, segment=b"another")
+        first, second = await carry(world, route), await carry(world, route, segment=b"another segment!")
         assert len(first) == len(second) == 4 * 32
         assert first != second
 
@@ -106,7 +106,7 @@ def test_what_arrived_is_taken_once_and_by_its_source_and_segment_only():
         await world.stock()
         await world["a"].relays.carry(SEGMENT, ("a", "b", "c"), 1)
         assert world["c"].relays.take_arrived(SEGMENT, "b") is None
-        assert world["c"].relays.take_arrived(b"other", "a") is None
+        assert world["c"].relays.take_arrived(b"the other of two", "a") is None
         assert world["c"].relays.take_arrived(SEGMENT, "a") is not None
         assert world["c"].relays.take_arrived(SEGMENT, "a") is None
 
@@ -162,7 +162,7 @@ def test_strand_and_pads_are_wiped_at_a_relay_and_the_strand_at_a_source_that_fa
         assert any(plain(carried.strand))
         world.network.handlers.clear()
         with pytest.raises(PeerUnavailableError):
-            await carry(world, segment=b"next")
+            await carry(world, segment=b"the next segment")
         assert [any(plain(secret)) for secret in seen["a"]] == [True, False, False, False]
 
     asyncio.run(story())
@@ -243,7 +243,7 @@ def test_one_message_id_for_two_contents_is_refused():
         world = row()
         await world.stock()
         await carry(world)
-        other = replace(relays_sent(world)[0], segment=b"other")
+        other = replace(relays_sent(world)[0], segment=b"the other of two")
         with pytest.raises(RefusedError, match="two requests"):
             await world["a"].ctx.peers.call("b", other, timeout=1.0)
 
@@ -254,7 +254,7 @@ def test_one_message_id_for_two_contents_is_refused():
     "change",
     [
         {"ciphertext": bytes(4 * 32)},
-        {"segment": b"another"},
+        {"segment": b"another segment!"},
         {"tag": bytes(16)},
         {"hops": (HopRecord("a-b", "a", "b", "live", False, "preshared", None),)},
     ],
@@ -338,7 +338,7 @@ def test_traffic_never_touches_the_reserve():
         assert world["a"].free("a-b", "a", reserve=True) == reserve["a"] - 1
         assert world["a"].free("a-b", "b", reserve=True) == reserve["b"]
         with pytest.raises(NotEnoughKeyError):
-            await world["a"].relays.carry(b"next", ("a", "b"), 1)
+            await world["a"].relays.carry(b"the next segment", ("a", "b"), 1)
 
     asyncio.run(story())
 
@@ -397,7 +397,7 @@ def test_a_relay_that_crashes_between_its_commit_and_sending_burns_and_reuses_no
         lost = {(block, mark) for block, mark in relay.marks().items() if mark}
         assert sum(mark.bit_count() for _, mark in lost) == 10
         before = len(relays_sent(world))
-        await carry(world, segment=b"next")
+        await carry(world, segment=b"the next segment")
         units = [unit for message in relays_sent(world)[before:] for unit in units_of(message)]
         assert not set(units) & {(block, n) for block, mark in lost for n in range(64) if mark >> n & 1}
 
@@ -416,7 +416,7 @@ def test_a_commit_of_unknown_outcome_carries_nothing_further_and_burns(failure, 
         assert len(relays_sent(world)) == "abc".index(place)
         assert world["c"].relays.take_arrived(SEGMENT, "a") is None
         assert world["a"].ctx.counters["link_units_burnt"] == 5
-        await carry(world, segment=b"next")
+        await carry(world, segment=b"the next segment")
 
     asyncio.run(story())
 
@@ -529,7 +529,7 @@ def test_a_block_that_one_end_lost_is_told_to_be_gone_and_the_next_try_succeeds(
             await carry(world, "ab")
         await world["b"].levels.tick()
         assert not world["a"].pads.holds(lost[0])
-        await carry(world, "ab", segment=b"next")
+        await carry(world, "ab", segment=b"the next segment")
 
     asyncio.run(story())
 

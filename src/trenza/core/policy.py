@@ -164,7 +164,7 @@ class SignedBook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def decode(text: bytes) -> SignedBook:
         try:
             return msgspec.json.decode(text, type=SignedBook)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise InvalidDocumentError("the signed policy book", (str(error),)) from None
 
 
@@ -197,7 +197,7 @@ def open_book(signed: SignedBook, *, officer: bytes, newer_than: int) -> Book:
         raise AuthenticationError("the policy book is not signed by the key officer this node trusts") from None
     try:
         book = msgspec.json.decode(signed.body, type=Book)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidDocumentError("the policy book", (str(error),)) from None
     if book.version <= newer_than:
         raise StaleError(f"policy book version {book.version} is not newer than version {newer_than}")

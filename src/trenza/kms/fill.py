@@ -25,7 +25,7 @@ from trenza.core.keyid import SLOTS_MAX
 from trenza.core.path import Route, best_path
 from trenza.core.provenance import FORMAT_VERSION, Hop, Lineage, SegmentRecord
 from trenza.core.segment import FULL_ORIGINS, PLAIN_ORIGINS, assemble, comparison_tag
-from trenza.core.strand import Supply
+from trenza.core.strand import STRAND_BYTES, Supply
 from trenza.kms.arrivals import Carried
 from trenza.kms.context import Context
 from trenza.kms.demand import Want
@@ -281,6 +281,7 @@ class Fill:
             record.lineage.transcript == transcript.initiator + transcript.responder,
             record.lineage.authentication == agreed.authentication,
             record.hops == hops,
+            carried is None or len(carried.strand) == record.slots * STRAND_BYTES,
             abs(record.created - ctx.clock.now()) <= ctx.settings.clock_tolerance,
         )
         if not all(truths):

@@ -7,15 +7,49 @@ These are values and bytes only. The frames that carry them over a mutually auth
 Conventions: identifiers are 16 random bytes; digests and tags of SHA-384 are 48 bytes; times are nanoseconds since
 1970-01-01T00:00:00Z; a `unit` is 32 bytes of link key. Unknown members are refused: both sides speak one version,
 which the book's rollout keeps in step (PROTOCOL_VERSION is compared when a session is made).
+
+What a value may be is said by its type, and `decode` refuses the rest: no story ever sees a number, a length or a
+word that its arithmetic was not made for.
 """
 
 from __future__ import annotations
 
+from typing import Annotated, TypeAlias
+
 import msgspec
+from msgspec import Meta
 
 from trenza.base.errors import RemoteProtocolError
 
 PROTOCOL_VERSION = 1
+
+WINDOW_NUMBERS = 1 << 26
+SLOT_NUMBERS = 1 << 10
+KEY_BITS = 8_192
+"""The bounds of what a key ID can say (core.keyid), and of a segment and a key."""
+
+_INT64 = (1 << 63) - 1
+
+Count: TypeAlias = Annotated[int, Meta(ge=0, le=_INT64)]
+Moment: TypeAlias = Annotated[int, Meta(ge=0, le=_INT64)]  # nanoseconds since 1970
+Measure: TypeAlias = Annotated[float, Meta(ge=0.0, le=1e15)]  # neither infinite nor "not a number"
+Seconds: TypeAlias = Annotated[float, Meta(ge=0.0, le=86_400.0)]
+Identifier: TypeAlias = Annotated[bytes, Meta(min_length=16, max_length=16)]
+Tag: TypeAlias = Annotated[bytes, Meta(min_length=48, max_length=48)]
+OneTimeTag: TypeAlias = Annotated[bytes, Meta(min_length=16, max_length=16)]  # Poly1305
+Public: TypeAlias = Annotated[bytes, Meta(max_length=2_048)]  # the key agreement knows its exact length
+Signature: TypeAlias = Annotated[bytes, Meta(max_length=4_096)]  # so does whoever verifies it
+Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64)]
+SupplyName: TypeAlias = Annotated[str, Meta(pattern=r"\A(?:live|warm|synthetic)\Z")]
+BootstrapName: TypeAlias = Annotated[str, Meta(pattern=r"\A(?:preshared|computational)\Z")]
+WindowNumber: TypeAlias = Annotated[int, Meta(ge=0, lt=WINDOW_NUMBERS)]
+SlotNumber: TypeAlias = Annotated[int, Meta(ge=0, lt=SLOT_NUMBERS)]
+SlotCount: TypeAlias = Annotated[int, Meta(ge=1, le=SLOT_NUMBERS)]
+UnitNumber: TypeAlias = Annotated[int, Meta(ge=0, lt=1 << 20)]
+UnitCount: TypeAlias = Annotated[int, Meta(ge=1, le=1 << 20)]
+KeySize: TypeAlias = Annotated[int, Meta(ge=8, le=KEY_BITS, multiple_of=8)]
+Identifiers: TypeAlias = Annotated[tuple[Identifier, ...], Meta(max_length=1 << 16)]
+Names: TypeAlias = Annotated[tuple[Name, ...], Meta(max_length=1 << 12)]
 
 
 class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=str.lower):
@@ -32,10 +66,10 @@ class Presence(msgspec.Struct, frozen=True, array_like=True):
     copy of that node could have signed.
     """
 
-    epoch: int  # bumped when a node cannot prove that its memory is whole (restore, clone)
-    incarnation: int  # bumped at every start
-    nonce: bytes  # 16 bytes, drawn at every start
-    signature: bytes = b""  # the node's own, ML-DSA-65, over `life_message`
+    epoch: Count  # bumped when a node cannot prove that its memory is whole (restore, clone)
+    incarnation: Count  # bumped at every start
+    nonce: Identifier  # drawn at every start
+    signature: Signature = b""  # the node's own, ML-DSA-65, over `life_message`
 
 
 def life_message(node: str, presence: Presence) -> bytes:
@@ -48,30 +82,30 @@ def life_message(node: str, presence: Presence) -> bytes:
 class ExchangeOffer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """First half of a joint exchange (X448 and ML-KEM-1024), authenticated twice."""
 
-    exchange_id: bytes
-    public: bytes
-    root_generation: int
-    root_tag: bytes  # HMAC-SHA384 under the end-to-end root of that generation
-    signature: bytes  # ML-DSA-65
+    exchange_id: Identifier
+    public: Public
+    root_generation: Count
+    root_tag: Tag  # HMAC-SHA384 under the end-to-end root of that generation
+    signature: Signature  # ML-DSA-65
 
 
 class ExchangeAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Second half; its tag and signature cover both halves."""
 
-    public: bytes
-    root_tag: bytes
-    signature: bytes
+    public: Public
+    root_tag: Tag
+    signature: Signature
 
 
 class Hello(_Message, frozen=True):
     """The leader opens a session: both say which life they live, agree on keys, and compare what they hold."""
 
-    version: int
+    version: Count
     presence: Presence
     knows: Presence | None  # the last life of the other that this node remembers
     root_reset: bool  # this node no longer has the root of the last exchange
-    segments: tuple[bytes, ...]  # ready segments of this pair that this node holds
-    blocks: tuple[bytes, ...]  # blocks of links shared with the other that this node holds
+    segments: Identifiers  # ready segments of this pair that this node holds
+    blocks: Identifiers  # blocks of links shared with the other that this node holds
     exchange: ExchangeOffer
 
 
@@ -80,8 +114,8 @@ class HelloAnswer(_Message, frozen=True):
 
     presence: Presence
     knows: Presence | None
-    segments: tuple[bytes, ...]
-    blocks: tuple[bytes, ...]
+    segments: Identifiers
+    blocks: Identifiers
     exchange: ExchangeAnswer
 
 
@@ -118,34 +152,34 @@ class Done(_Message, frozen=True):
 class WindowMark(msgspec.Struct, frozen=True, array_like=True):
     """How far the initiator has issued in a window, and which of those it has void."""
 
-    window: int
-    issued: int  # slots issued, counted from the window's first
-    void: tuple[int, ...]  # slots, counted from the segment's first
+    window: WindowNumber
+    issued: Annotated[int, Meta(ge=0, le=SLOT_NUMBERS)]  # slots issued, counted from the window's first
+    void: Annotated[tuple[SlotNumber, ...], Meta(max_length=SLOT_NUMBERS)]  # slots, counted from the segment's first
 
 
 class StockMark(msgspec.Struct, frozen=True, array_like=True):
     """What one node can still issue to the other, so that the leader knows when to fill."""
 
-    full: int  # slots with QKD
-    plain: int  # slots without
-    full_rate: float  # slots a second, lately
-    plain_rate: float
+    full: Count  # slots with QKD
+    plain: Count  # slots without
+    full_rate: Measure  # slots a second, lately
+    plain_rate: Measure
 
 
 class Beat(_Message, frozen=True):
     """Once a second: I live, I have issued so far, I have this much left, and my book has this version."""
 
-    session: bytes
-    marks: tuple[WindowMark, ...]
+    session: Identifier
+    marks: Annotated[tuple[WindowMark, ...], Meta(max_length=1 << 16)]
     stock: StockMark
-    book_version: int
+    book_version: Count
 
 
 class BeatAnswer(_Message, frozen=True):
     """The other lives too: its lease for issuing to this node holds for `lease_s` from the beat's sending."""
 
-    lease_s: float
-    book_version: int
+    lease_s: Seconds
+    book_version: Count
 
 
 # --- windows
@@ -154,25 +188,25 @@ class BeatAnswer(_Message, frozen=True):
 class WindowRequest(_Message, frozen=True):
     """Ask the far node to grant slots of segments that this node may issue from."""
 
-    session: bytes
+    session: Identifier
     full: bool  # with QKD
-    max_hops: int  # links that the QKD strands may have crossed
-    relays: tuple[str, ...]  # that they may have passed; empty: any
-    oldest: int  # when they must have been made, or later
-    slots: int  # about how many are wanted
+    max_hops: Count  # links that the QKD strands may have crossed
+    relays: Names  # that they may have passed; empty: any
+    oldest: Moment  # when they must have been made, or later
+    slots: Annotated[int, Meta(ge=1, le=_INT64)]  # about how many are wanted
 
 
 class WindowGrant(msgspec.Struct, frozen=True, array_like=True):
     """Slots [first, first + count) of a segment, under a number that no other grant of this pool has."""
 
-    window: int
-    segment: bytes
-    first: int
-    count: int
+    window: WindowNumber
+    segment: Identifier
+    first: SlotNumber
+    count: SlotCount
 
 
 class WindowAnswer(_Message, frozen=True):
-    grants: tuple[WindowGrant, ...]
+    grants: Annotated[tuple[WindowGrant, ...], Meta(max_length=1 << 12)]
 
 
 # --- filling
@@ -181,8 +215,8 @@ class WindowAnswer(_Message, frozen=True):
 class SegmentOffer(_Message, frozen=True):
     """The leader begins a segment: the joint exchange that its classical and post-quantum strands come from."""
 
-    session: bytes
-    segment: bytes
+    session: Identifier
+    segment: Identifier
     exchange: ExchangeOffer
 
 
@@ -193,20 +227,22 @@ class SegmentAnswer(_Message, frozen=True):
 class SegmentCommit(_Message, frozen=True):
     """Both have all strands: compare them, agree on their provenance, and make them issuable."""
 
-    session: bytes
-    segment: bytes
-    provenance: bytes  # core.provenance.SegmentRecord, encoded; bound into every key
-    tag: bytes  # of all strands and the provenance, under the session's verification key
+    session: Identifier
+    segment: Identifier
+    provenance: Annotated[
+        bytes, Meta(max_length=1 << 16)
+    ]  # core.provenance.SegmentRecord, encoded; bound into every key
+    tag: Tag  # of all strands and the provenance, under the session's verification key
 
 
 class SegmentCommitted(_Message, frozen=True):
-    tag: bytes
+    tag: Tag
 
 
 class SegmentDrop(_Message, frozen=True):
     """This segment will not be: forget what there is of it."""
 
-    segment: bytes
+    segment: Identifier
 
 
 # --- links and relay
@@ -215,40 +251,40 @@ class SegmentDrop(_Message, frozen=True):
 class PadRange(msgspec.Struct, frozen=True, array_like=True):
     """Units [first, first + count) of one block of link key."""
 
-    block: bytes
-    first: int
-    count: int
+    block: Identifier
+    first: UnitNumber
+    count: UnitCount
 
 
 class BlockOffer(_Message, frozen=True):
     """The link's leader has drawn a block from its device: fetch the same bits from yours and compare."""
 
-    session: bytes
-    link: str
-    block: bytes
+    session: Identifier
+    link: Name
+    block: Identifier
     from_leader: bool  # which end sends under this block
     reserve: bool  # kept for authentication, never drawn on by traffic
-    key_ids: tuple[bytes, ...]
-    key_bytes: int
-    supply: str
-    created: int
-    tag: bytes
+    key_ids: Annotated[tuple[Identifier, ...], Meta(min_length=1, max_length=1 << 14)]
+    key_bytes: Annotated[int, Meta(ge=1, le=1 << 24)]
+    supply: SupplyName
+    created: Moment
+    tag: Tag
 
 
 class BlockAccepted(_Message, frozen=True):
-    tag: bytes
+    tag: Tag
 
 
 class HopRecord(msgspec.Struct, frozen=True, array_like=True):
     """One link a strand crossed, as the sending node states it."""
 
-    link: str
-    sender: str
-    receiver: str
-    supply: str
+    link: Name
+    sender: Name
+    receiver: Name
+    supply: SupplyName
     emulated: bool
-    bootstrap: str  # how the link's first authentication key was agreed: "preshared" | "computational"
-    epsilon: float | None  # of the blocks drawn on, summed; None where the source states none
+    bootstrap: BootstrapName  # how the link's first authentication key was agreed: "preshared" | "computational"
+    epsilon: Measure | None  # of the blocks drawn on, summed; None where the source states none
 
 
 class Relay(_Message, frozen=True):
@@ -257,39 +293,39 @@ class Relay(_Message, frozen=True):
     On the first hop `ciphertext` is empty: the strand *is* the named units of the first link.
     """
 
-    relay: bytes
-    segment: bytes
-    route: tuple[str, ...]
-    position: int  # index in route of the receiver
-    link: str
-    pads: tuple[PadRange, ...]
+    relay: Identifier
+    segment: Identifier
+    route: Annotated[tuple[Name, ...], Meta(max_length=64)]
+    position: Annotated[int, Meta(ge=1, le=64)]  # index in route of the receiver
+    link: Name
+    pads: Annotated[tuple[PadRange, ...], Meta(max_length=1 << 12)]
     key: PadRange  # one unit of the reserve: the Poly1305 key
-    ciphertext: bytes
-    hops: tuple[HopRecord, ...]
-    tag: bytes  # 16 bytes
+    ciphertext: Annotated[bytes, Meta(max_length=1 << 20)]
+    hops: Annotated[tuple[HopRecord, ...], Meta(max_length=64)]
+    tag: OneTimeTag
 
 
 class Relayed(_Message, frozen=True):
     """The strand has arrived at the end of the route, over these hops."""
 
-    hops: tuple[HopRecord, ...]
+    hops: Annotated[tuple[HopRecord, ...], Meta(max_length=64)]
 
 
 class LinkLevel(msgspec.Struct, frozen=True, array_like=True):
     """How much key one end can send under, as that end says; newer sequence wins."""
 
-    link: str
-    sender: str
-    units: int  # of traffic key
-    reserve: int  # units kept for authentication; without one, nothing can be sent
-    sequence: int
+    link: Name
+    sender: Name
+    units: Count  # of traffic key
+    reserve: Count  # units kept for authentication; without one, nothing can be sent
+    sequence: Moment
 
 
 class LinkLevels(_Message, frozen=True):
     """Flooded among neighbours when levels change; `gone` is between the two of them only."""
 
-    levels: tuple[LinkLevel, ...]
-    gone: tuple[bytes, ...]  # blocks of links shared with the receiver that the speaker no longer holds
+    levels: Annotated[tuple[LinkLevel, ...], Meta(max_length=1 << 16)]
+    gone: Identifiers  # blocks of links shared with the receiver that the speaker no longer holds
 
 
 # --- several targets
@@ -298,40 +334,40 @@ class LinkLevels(_Message, frozen=True):
 class WrapOffer(_Message, frozen=True):
     """Phase one of a key for several targets: hold it, wrapped under a full braid with this node."""
 
-    session: bytes
-    key_id: bytes  # of the key for all targets
-    braid_id: bytes  # key ID under which this node finds the braid that wraps it
-    initiator: str
-    target: str
-    size: int
-    wrapped: bytes  # key XOR braid
-    tag: bytes  # Poly1305 under the rest of the braid
-    expires: int
-    facts: bytes  # what the target's application will be told
+    session: Identifier
+    key_id: Identifier  # of the key for all targets
+    braid_id: Identifier  # key ID under which this node finds the braid that wraps it
+    initiator: Name
+    target: Name
+    size: KeySize
+    wrapped: Annotated[bytes, Meta(min_length=1, max_length=KEY_BITS // 8)]  # key XOR braid
+    tag: OneTimeTag  # Poly1305 under the rest of the braid
+    expires: Moment
+    facts: Annotated[bytes, Meta(max_length=1 << 12)]  # what the target's application will be told
 
 
 class WrapCommit(_Message, frozen=True):
     """Phase two: all targets hold it; it may be fetched."""
 
-    key_id: bytes
-    targets: tuple[str, ...]
+    key_id: Identifier
+    targets: Names
 
 
 class WrapVoid(_Message, frozen=True):
     """Not all targets could hold it: destroy it. Harmless when it is not there."""
 
-    key_id: bytes
+    key_id: Identifier
 
 
 # --- the book
 
 
 class BookRequest(_Message, frozen=True):
-    newer_than: int
+    newer_than: Count
 
 
 class BookAnswer(_Message, frozen=True):
-    signed: bytes  # core.policy.SignedBook, encoded; empty: nothing newer
+    signed: Annotated[bytes, Meta(max_length=1 << 22)]  # core.policy.SignedBook, encoded; empty: nothing newer
 
 
 PeerMessage = (
@@ -380,7 +416,7 @@ def decode(body: bytes) -> PeerMessage:
     """
     try:
         return _decoder.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RemoteProtocolError(f"not a message of peer protocol version {PROTOCOL_VERSION}: {error}") from None
 
 
