@@ -41,8 +41,8 @@ def segment() -> dict[str, Any]:
         "lineage": {
             "exchange": "ef" * 16,
             "scheme": "X448+ML-KEM-1024",
-            "transcript": "99" * 48,
-            "authentication": ["ml-dsa-65", "root"],
+            "transcript": "99" * 96,
+            "authentication": ["ml-dsa-65", "root-preshared"],
         },
         "hops": [
             _hop("Alice-Relay", "Alice", "Relay", supply="synthetic", bootstrap="preshared", epsilon=None),

@@ -47,7 +47,7 @@ class PadBlock:
     supply: Supply
     created: Nanoseconds
     ready: bool  # False: offered to the other end, which may hold it or not; nothing is allocated from it yet
-    epsilon: float | None = None
+    epsilon: float | None = None  # of the device's key; reserved: no source states one yet (decision 14)
     used: int = 0  # bit n is set when unit n is used
 
     def __post_init__(self) -> None:

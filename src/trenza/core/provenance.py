@@ -29,7 +29,7 @@ class Hop(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     supply: Supply
     emulated: bool
     bootstrap: str  # what vouched for the two ends at first: "preshared" (a secret by hand) | "computational"
-    epsilon: float | None  # of the device's blocks, where it states one
+    epsilon: float | None  # of the device's blocks; reserved: no source states one yet
 
 
 class Lineage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
