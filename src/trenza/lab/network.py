@@ -35,6 +35,7 @@ class LabNetwork:
     cut: set[frozenset[NodeId]] = field(default_factory=set)
     attached: dict[NodeId, LabPeers] = field(default_factory=dict)  # where two processes have one name: who is heard
     listen: Callable[[NodeId, NodeId, bytes], None] = lambda _sender, _receiver, _body: None
+    alter: Callable[[NodeId, NodeId, bytes], bytes] = lambda _sender, _receiver, body: body  # a hostile node's words
     counts: dict[str, int] = field(default_factory=dict)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -49,6 +50,7 @@ class LabNetwork:
 
     async def carry(self, sender: NodeId, receiver: NodeId, body: bytes) -> PeerMessage:
         """Bring one request to its receiver and the answer back, or lose either."""
+        body = self.alter(sender, receiver, body)
         self.listen(sender, receiver, body)
         await self.pause()
         if not self.joined(sender, receiver) or self.chance.random() < self.weather.lose:
@@ -60,7 +62,7 @@ class LabNetwork:
             task = asyncio.create_task(self._again(handler, sender, body))
             self.tasks.add(task)
             task.add_done_callback(self.tasks.discard)
-        answer = encode(await handler(sender, decode(body)))
+        answer = self.alter(receiver, sender, encode(await handler(sender, decode(body))))
         self.listen(receiver, sender, answer)
         await self.pause()
         if not self.joined(receiver, sender) or self.chance.random() < self.weather.lose:
