@@ -347,10 +347,13 @@ def test_all_mistakes_are_told_at_once_with_their_lines() -> None:
         "line 7: nodes.A.evidence: Invalid enum value 'guessed': published, estimated, invented",
         "line 13: nodes.B.colour: no such key",
         "line 15: nodes: B appears more than once",
+        "line 21: links.AB: no node is called Bee; there are A, B",
         "line 22: links.AB.length_km: Expected `float` >= 0.0",
         "line 23: links.AB.loss_db: Expected `float` >= 0.0",
         "line 28: links.BBB: no node is called Bx; did you mean B?",
         "line 33: links.BBB: no device class is called 'cow-clas'; did you mean cow-class?",
+        "line 34: links.BBBB: both ends are B",
+        "line 38: links.BBBB: decoy-bb84-1ghz makes no key over 60 dB",
         "line 41: links.BBBB.initial_stock_bits: Expected `int`, got `float`",
         "line 43: saes: 'not a name' is not a name",
         "line 50: policies.p: the ladder is empty",
@@ -371,6 +374,48 @@ def test_what_refers_to_an_unreadable_entry_is_no_second_mistake() -> None:
     assert mistakes_of(SMALL.replace('region = "r"', "region = 1", 1)) == (
         "line 11: nodes.A.region: Expected `str`, got `int`",
     )
+
+
+def test_a_value_that_cannot_be_read_hides_no_other_mistake_of_its_entry() -> None:
+    link = SMALL.replace("loss_db = 2", 'loss_db = "a"').replace('["A", "B"]', '["A", "Bop"]')
+    assert mistakes_of(link) == (
+        "line 22: links.AB: no node is called Bop; there are A, B",
+        "line 24: links.AB.loss_db: Expected `float`, got `str`",
+    )
+    node = SMALL.replace('name = "B"\noperator = "o"\nregion = "r"', 'name = "A"\noperator = "o"', 1)
+    assert [told.partition(": ")[2] for told in mistakes_of(node.replace('"B"', '"A"'))] == [
+        "nodes.A.region: is missing",
+        "nodes: A appears more than once",
+        "links.AB: both ends are A",
+        "rules a - b: both are served by A, and policy p does not name the recipe local",
+    ]
+
+
+def test_an_entry_without_a_name_is_called_by_its_number() -> None:
+    remedy = "choose other devices, put a node between, or set fixed_rate_bps"
+    text = SMALL.replace('name = "AB"\nends = ["A", "B"]', 'ends = ["A", "Bop"]').replace(
+        "loss_db = 2", "loss_db = 45"
+    )
+    assert mistakes_of(text) == (
+        "line 20: links[1].name: is missing",
+        "line 21: links[1]: no node is called Bop; there are A, B",
+        f"line 23: links[1]: cow-class makes no key over 45 dB; {remedy}",
+    )
+    assert mistakes_of(
+        SMALL.replace('between = ["a", "b"]', "between = 3").replace('policy = "p"', 'policy = "q"')
+    ) == (
+        "line 41: rules[1].between: Expected `array`, got `int`",
+        "line 42: rules[1]: no policy is called q; there are p",
+    )
+
+
+@pytest.mark.parametrize("line", SMALL.splitlines()[9:])
+def test_a_line_that_is_left_out_is_told_as_that_and_not_as_its_consequences(line: str) -> None:
+    if not line or line.startswith("["):
+        return
+    gone = SMALL.replace(f"{line}\n", "", 1)
+    assert any("is missing" in told for told in mistakes_of(gone))
+    assert not any("unread" in told for told in mistakes_of(gone))
 
 
 @pytest.mark.parametrize(

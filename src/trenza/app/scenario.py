@@ -18,6 +18,7 @@ import trenza
 from trenza.app.scenario_checks import SECTIONS, Draft, Entry, did_you_mean, mistakes_between
 from trenza.app.scenario_lines import Lines, Place
 from trenza.app.scenario_model import Defaults, Evidence, Link, Node, Sae, Scenario
+from trenza.app.scenario_unread import stand_in
 from trenza.base.errors import InvalidDocumentError
 from trenza.qkd.physics.devices import DEVICE_CLASSES, DeviceClass
 
@@ -129,6 +130,7 @@ class _Reader:
         plain = {key: value for key, value in self._document.items() if key not in {*SECTIONS, "defaults"}}
         self._unread |= {key for key, value in plain.items() if isinstance(value, (list, dict))}  # perhaps a section
         head = self._struct(Scenario, {**plain, "nodes": ()}, (), "")
+        assert head is not None, "a document is a table"
         defaults = (
             self._struct(Defaults, self._document.get("defaults", {}), ("defaults",), "defaults.") or Defaults()
         )
@@ -138,7 +140,7 @@ class _Reader:
             self.found.append(((), "nodes: a network has at least one node"))
         sections: dict[str, Any] = {section: tuple(entry for _, entry in pairs) for section, pairs in read.items()}
         return Draft(
-            scenario=msgspec.structs.replace(head or Scenario("?", "?", ()), defaults=defaults, **sections),
+            scenario=msgspec.structs.replace(head, defaults=defaults, **sections),
             places={section: [place for place, _ in pairs] for section, pairs in read.items()},
             unread=self._unread,
         )
@@ -154,14 +156,14 @@ class _Reader:
             place: Place = (section, index)
             merged = {**defaults, **table} if isinstance(table, dict) else table
             entry = self._struct(SECTIONS[section], merged, place, _label(section, index, table))
-            if entry is not None:
+            if entry is None:
+                self._unread.add(section)
+            else:
                 entries.append((place, entry))
-            elif isinstance(table, dict):
-                self._unread.add(str(table.get("name", "")))
         return entries
 
     def _struct(self, kind: type[_T], table: object, place: Place, label: str) -> _T | None:
-        """Return `table` as a `kind`, a wrong optional value left out; None where a required one is amiss."""
+        """Return `table` as a `kind`: a wrong optional value left out, stand-ins for what else is amiss."""
         if not isinstance(table, dict):
             self.found.append((place, f"{label.rstrip('.')}: expected a table"))
             return None
@@ -178,7 +180,8 @@ class _Reader:
                 self.found.append(((*place, key), f"{label}{key}: {error}{choices}"))
         required = [field.name for field in fields.values() if field.required]
         self.found += [(place, f"{label}{key}: is missing") for key in required if key not in table]
-        return kind(**values) if all(key in values for key in required) else None
+        index = next((part for part in place if isinstance(part, int)), 0)
+        return kind(**{key: stand_in(key, index) for key in required} | values)
 
 
 def _label(section: str, index: int, table: object) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from trenza.app.scenario_lines import Place
 from trenza.app.scenario_model import Link, Node, Sae, Scenario
+from trenza.app.scenario_unread import is_unread, without_its_name
 from trenza.base.names import NodeId
 from trenza.base.units import Decibel
 from trenza.core.policy import Policy, Rule, mistakes_in
@@ -36,7 +37,7 @@ class Draft:
     """Per section, the place of each entry, in the scenario's order."""
 
     unread: Collection[str]
-    """Names of entries that could not be read; what refers to them is no further mistake."""
+    """Sections, and names of entries, that could not be read; what refers to them is no further mistake."""
 
 
 def label_of(section: str, entry: Entry) -> str:
@@ -46,14 +47,21 @@ def label_of(section: str, entry: Entry) -> str:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return a clause that names what `word` was perhaps meant to be, or else what there is."""
-    names = sorted(known)
+    names = sorted({name for name in known if not is_unread(name)})
     if near := difflib.get_close_matches(word, names, n=1):
         return f"; did you mean {near[0]}?"
     return f"; there are {', '.join(names)}" if 0 < len(names) <= 16 else ""
 
 
 def mistakes_between(draft: Draft, device_classes: Mapping[str, DeviceClass]) -> Iterator[tuple[Place, str]]:
-    """Yield the place and the sentence of every mistake."""
+    """Yield the place and the sentence of every mistake but those of stand-ins."""
+    for place, mistake in _all_between(draft, device_classes):
+        told = without_its_name(place, mistake)
+        if not is_unread(told):
+            yield place, told
+
+
+def _all_between(draft: Draft, device_classes: Mapping[str, DeviceClass]) -> Iterator[tuple[Place, str]]:
     yield from _mistakes_of_the_book(draft)
     yield from _mistakes_of_the_defaults(draft.scenario)
     for place, link in zip(draft.places["links"], draft.scenario.links, strict=True):
@@ -133,6 +141,8 @@ def _rules_that_serve_nobody(draft: Draft) -> Iterator[tuple[Place, str]]:
         one, other = rule.between
         if one == other or not {one, other} <= node_of.keys() or not ladder_of.get(rule.policy):
             continue  # a mistake already told
+        if any(map(is_unread, (node_of[one], node_of[other], *ladder_of[rule.policy]))):
+            continue  # so is that
         ladder, where = ladder_of[rule.policy], label_of("rules", rule)
         if node_of[one] == node_of[other] and LOCAL.name not in ladder:
             why = f"both are served by {node_of[one]}, and policy {rule.policy} does not name the recipe {LOCAL.name}"
@@ -144,7 +154,12 @@ def _rules_that_serve_nobody(draft: Draft) -> Iterator[tuple[Place, str]]:
 def _islands(draft: Draft) -> Iterator[tuple[Place, str]]:
     """Yield every part of the network that cannot reach its first node."""
     nodes = {node.name for node in draft.scenario.nodes}
-    if not nodes or draft.unread or any(end not in nodes for link in draft.scenario.links for end in link.ends):
+    if (
+        not nodes
+        or draft.unread
+        or any(map(is_unread, nodes))
+        or any(end not in nodes for link in draft.scenario.links for end in link.ends)
+    ):
         return  # told already; what would be said here could be a mere consequence
     first = draft.scenario.nodes[0].name
     seen = _reachable(draft.scenario, first)
