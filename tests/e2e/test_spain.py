@@ -12,6 +12,8 @@ import pytest
 from tests.e2e import product
 from tests.e2e.product import HYBRID, group_members, until
 
+from trenza.app.scenario import load_scenario
+
 pytestmark = pytest.mark.slow
 
 HEADQUARTERS, BARCELONA, SECOND = "bank-torrejon", "bank-barcelona", "bank-alcobendas"
@@ -185,6 +187,56 @@ def test_everything_between_our_own_parts_is_post_quantum_and_counted(spain):
         one["handshakes"].get(HYBRID, 0) for told_ in told.values() for one in told_["tls"] if one["door"] == "peers"
     )
     assert peers >= 47, "at least one connection a link"
+
+
+def test_whatever_one_node_says_to_another_crosses_a_socket_and_arrives(spain):
+    """Per ordered pair, neighbours and partners alike: as many messages arrive as are sent.
+
+    The nodes talk on while they are asked, so two rounds of asking bracket the truth: what has arrived by the first
+    was sent by the second, and what was sent by the first arrives in the end. Nothing is allowed for beyond that.
+    """
+    scenario = load_scenario("spain")
+    at = {sae.name: sae.node for sae in scenario.saes}
+    pairs = {link.ends for link in scenario.links} | {
+        tuple(at[sae] for sae in rule.between) for rule in scenario.rules
+    }
+    ordered = {pair for a, b in pairs if a != b for pair in ((a, b), (b, a))}
+    assert len(ordered) > 2 * len(scenario.links), "partners that share no link talk too"
+
+    sent, received = messages(spain)
+    assert {pair for pair in ordered if not sent[pair]} == set(), "everyone who should talk does"
+    sent_later, _ = messages(spain)
+    assert {pair: told for pair, told in received.items() if told > sent_later[pair]} == {}
+
+    def missing():
+        _, received_later = messages(spain)
+        return {pair: told - received_later[pair] for pair, told in sent.items() if told > received_later[pair]}
+
+    until("all that was sent has arrived", lambda: not missing())
+
+
+def messages(network):
+    """Return what was sent and what was received, by (who sends, who receives)."""
+    sent, received = Counter(), Counter()
+    for node, status in network.command_json("status")["nodes"].items():
+        for one in status["messages"]:
+            sent[node, one["peer"]] += one["sent"]
+            received[one["peer"], node] += one["received"]
+    return sent, received
+
+
+def test_every_device_is_asked_for_keys_over_its_own_connection(spain):
+    """Link key of a node comes from the device beside it and from nowhere else: where there is some, it was asked."""
+    silent = []
+    devices = 0
+    for name, status in spain.command_json("status")["nodes"].items():
+        for link in status["links"]:
+            devices += 1
+            bits = sum(stock["traffic_bits"] + stock["reserve_bits"] for stock in link["stock"])
+            if not bits or link["reading"] is None:  # keys over one port, telemetry over the other
+                silent.append((name, link["link"]))
+    assert silent == []
+    assert devices == 2 * len(load_scenario("spain").links)
 
 
 def test_the_command_line_fetches_and_compares(spain):
