@@ -120,8 +120,9 @@ class HeldWindow:
 
     def mark(self, issued: int, now: Nanoseconds) -> None:
         """Note how far the issuer has come; going back is ignored."""
+        issued = min(issued, self.count)  # a peer may claim anything, again and again
         if issued > self.issued:
-            self.issued = min(issued, self.count)
+            self.issued = issued
             self.marks.append((self.issued, now))
         if self.issued == self.count and self.closed is None:
             self.closed = now
