@@ -31,14 +31,14 @@ test-slow: $(STAMP) ## whole networks on real sockets, long histories
 	$(BIN)/python -m pytest -m slow
 
 lint: $(STAMP) ## style, types and the layers of the house
-	$(BIN)/ruff format --check src tests bench
-	$(BIN)/ruff check src tests bench
+	$(BIN)/ruff format --check src tests bench docs
+	$(BIN)/ruff check src tests bench docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 format: $(STAMP) ## put the code into its one form
-	$(BIN)/ruff format src tests bench
-	$(BIN)/ruff check --fix src tests bench
+	$(BIN)/ruff format src tests bench docs
+	$(BIN)/ruff check --fix src tests bench docs
 
 bench: $(STAMP) ## figures of docs/performance.md
 	$(BIN)/python bench/pairs.py

@@ -1,4 +1,5 @@
 """Draw the pictures of docs/architecture.md: `python docs/img/draw.py` writes the SVG files beside it."""
+# ruff: noqa: INP001 - a script, of no package
 
 from __future__ import annotations
 
@@ -102,7 +103,9 @@ def node() -> None:
     sheet.arrow((500, 76), (470, 76), (470, 264), (440, 264))
     sheet.arrow((440, 190), (485, 190), (485, 362), (500, 362), dashed=True)
     sheet.arrow((575, 302), (575, 350), dashed=True)
-    sheet.words(20, 440, "arrows: the way of secret bits and requests; dashed: made durable", faint=True, anchor="start")
+    sheet.words(
+        20, 440, "arrows: the way of secret bits and requests; dashed: made durable", faint=True, anchor="start"
+    )
     sheet.words(840, 440, "outside the data directory: node key, anchor", faint=True, anchor="end")
     sheet.save("node.svg")
 
