@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
+import msgspec
 import pytest
 from tests.simulation.acts import fetch, issue, judged, node_of, started
 from tests.simulation.networks import network
 
-from trenza.base.errors import TrenzaError, UnauthorisedError, UnavailableError, UnknownKeyError
-from trenza.base.names import NodeId
+from trenza.base.errors import (
+    NotEnoughKeyError,
+    RefusedError,
+    RemoteProtocolError,
+    StoreUnavailableError,
+    TrenzaError,
+    UnauthorisedError,
+    UnavailableError,
+    UnknownKeyError,
+)
+from trenza.base.names import NodeId, SaeId
+from trenza.base.secret import Secret
 from trenza.base.units import Bits
-from trenza.core.strand import Origin
+from trenza.core.delivery import KeyFacts, Wishes
+from trenza.core.strand import Origin, Supply
+from trenza.kms.ports import Append, Change
+from trenza.kms.wrap import Leg
 from trenza.lab.loop import run
 from trenza.lab.world import World
 from trenza.wire.peer import PeerMessage, WrapCommit, WrapOffer
@@ -171,6 +186,130 @@ def test_a_void_that_meets_a_delivery_breaks_nothing() -> None:
         assert got.key == key.key
         with pytest.raises(UnknownKeyError):
             await fetch(world, "B1", "A1", [key.key_id])
+        await judged(world, ("A1", "B1"), ("A1", "C1"))
+
+    run(story())
+
+
+# --- how many may wait
+
+
+def test_local_keys_that_nobody_fetches_are_limited_and_status_tells_the_room_that_is_left() -> None:
+    async def story() -> None:
+        world = await started(network("AB", "AB", {"A1 A2": "local", "A1 B1": "default"}))
+        node = node_of(world, "A1")
+        most = (await node.delivery.status("A1", "A2")).max_key_count
+        keys = await issue(world, "A1", "A2", number=most - 5)
+        assert (await node.delivery.status("A1", "A2")).stored_key_count == 5
+        with pytest.raises(NotEnoughKeyError, match="too many keys wait") as refusal:
+            await issue(world, "A1", "A2", number=6)
+        assert refusal.value.details == ({"available": 5}, {"requested": 6})
+        assert len(node.waiting) == most - 5
+        await issue(world, "A1", "A2", number=5)
+        assert (await node.delivery.status("A1", "A2")).stored_key_count == 0
+        assert (await node.delivery.status("A2", "A1")).stored_key_count == most
+        await fetch(world, "A2", "A1", [key.key_id for key in keys[:3]])
+        assert (await node.delivery.status("A1", "A2")).stored_key_count == 3
+        assert node.ctx.counters["requests_without_key"] == 1
+        assert node.ctx.counters["keys_voided"] == 0
+        await world.stop_all()
+        assert world.failures == {}
+
+    run(story())
+
+
+# --- deliveries that fail half-way
+
+
+def test_a_mixed_fetch_that_fails_leaves_its_waiting_keys_to_be_fetched() -> None:
+    async def story() -> None:
+        world = await started(NET)
+        (waits,) = await issue(world, "A1", "B1", additional_targets=EVERYONE)
+        (computed,) = await issue(world, "A1", "B1")
+        store = node_of(world, "B1").ctx.store
+        commit = store.commit
+
+        async def failing(changes: list[Change]) -> None:
+            if any(isinstance(change, Append) and change.kind == "delivered" for change in changes):
+                raise StoreUnavailableError("the disk refuses")
+            await commit(changes)
+
+        store.commit = failing
+        with pytest.raises(StoreUnavailableError):
+            await fetch(world, "B1", "A1", [waits.key_id, computed.key_id])
+        store.commit = commit
+        (got,) = await fetch(world, "B1", "A1", [waits.key_id])
+        assert got.key == waits.key
+        with pytest.raises(UnknownKeyError):
+            await fetch(world, "B1", "A1", [computed.key_id])  # doubtful
+        await judged(world, ("A1", "B1"))
+
+    run(story())
+
+
+# --- offers that lie
+
+
+LIES = {
+    "another recipe": {"recipe": "its"},
+    "an origin too many": {"origins": (Origin.CLASSICAL, Origin.PQC, Origin.PRESHARED, Origin.QKD)},
+    "a better supply": {"supply": Supply.LIVE},
+    "no supply": {"supply": None},
+    "more strength": {"strength": "information-theoretic"},
+    "fewer hops": {"hops": 0},
+    "made tomorrow": {"created": 1 << 62},
+    "for ever": {"expires": 1 << 62},
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_holder_believes_no_more_of_a_key_than_its_braid_and_policy_allow(lie) -> None:
+    async def story() -> None:
+        world = await started(NET)
+        node = node_of(world, "A1")
+        pair = node.delivery._pair(SaeId("A1"), SaeId("A1"), SaeId("B1"))
+        leg = Leg(pair, pair.policy.recipes[0])
+        for lies in ({}, LIES[lie]):
+            (braid,) = (await node.wrapped._braids([leg], Bits(256), Wishes(), "")).values()
+            now = node.ctx.clock.now()
+            facts = replace(braid.facts, recipe="wrapped", created=now, expires=now + 10**9)
+            assert facts.supply is Supply.WARM
+            offered = _offered(world, leg, braid, replace(facts, **lies))
+            if not lies:
+                await offered
+                continue
+            with pytest.raises(RefusedError, match="say more than") as refusal:
+                await offered
+            assert refusal.value.remote_code == RemoteProtocolError.code
+        assert len(world.node("B").waiting) == 1
+        await judged(world, ("A1", "B1"))
+
+    run(story())
+
+
+async def _offered(world: World, leg: Leg, braid, facts: KeyFacts) -> None:
+    wrapped, pair = node_of(world, "A1").wrapped, leg.pair
+    key, key_id = Secret(bytearray(32)), world.node("A").ctx.entropy.token(16)
+    await wrapped._offer(pair.initiator, pair.target, braid, bytes(key_id), key, facts)
+    assert not any(braid.key.view())
+
+
+def test_an_offer_that_was_altered_is_refused() -> None:
+    async def story() -> None:
+        world = await started(NET)
+        handle = world.network.handlers[NodeId("B")]
+
+        async def altered(peer: NodeId, message: PeerMessage) -> PeerMessage:
+            if isinstance(message, WrapOffer):
+                message = msgspec.structs.replace(message, wrapped=bytes(len(message.wrapped)))
+            return await handle(peer, message)
+
+        world.network.handlers[NodeId("B")] = altered
+        with pytest.raises(UnavailableError, match="not every target"):
+            await issue(world, "A1", "B1", additional_targets=EVERYONE)
+        world.network.handlers[NodeId("B")] = handle
+        await asyncio.sleep(5.0)
+        assert _nothing_waits(world)
         await judged(world, ("A1", "B1"), ("A1", "C1"))
 
     run(story())

@@ -14,7 +14,6 @@ from cryptography.hazmat.primitives.poly1305 import Poly1305
 from trenza.base.errors import AuthenticationError
 from trenza.base.secret import Secret
 
-TAG_BYTES = 16
 MAC_KEY_BYTES = 32
 
 
@@ -46,7 +45,7 @@ def check_tag(message: bytes, tag: bytes, key: Secret) -> None:
     try:
         Poly1305.verify_tag(key.view(), message, tag)
     except InvalidSignature:
-        raise AuthenticationError("a relayed message does not carry the link's one-time tag") from None
+        raise AuthenticationError("a message does not carry its one-time tag") from None
 
 
 def _xor(one: memoryview, other: memoryview) -> bytearray:

@@ -82,14 +82,14 @@ class Delivery:
         pair = self._pair(caller, caller, target)
         policy, settings = pair.policy, self._ctx.settings
         size = Bits(policy.default_key_size)
-        most = settings.stock_target * 2
+        most = self._waiting.most
         return PairStatus(
             source_node=self._ctx.name,
             target_node=pair.target.node,
             initiator=caller,
             target=target,
             default_size=size,
-            stored_key_count=min(most, self._stored(pair, size, most)),
+            stored_key_count=min(most, self._stored(pair, size)),
             max_key_count=most,
             max_keys_per_request=settings.max_keys_per_request,
             max_key_size=Bits(policy.max_key_size),
@@ -97,10 +97,12 @@ class Delivery:
             max_additional_targets=settings.max_additional_targets,
         )
 
-    def _stored(self, pair: Pair, size: Bits, most: int) -> int:
+    def _stored(self, pair: Pair, size: Bits) -> int:
         """Count what the ladder's recipes could issue; recipes that draw on the same strands are counted once."""
         if pair.initiator.node == pair.target.node:
-            return most if LOCAL in pair.policy.recipes else 0
+            if LOCAL not in pair.policy.recipes:
+                return 0
+            return self._waiting.room(pair.initiator.name, pair.target.name)
         accept = acceptance(pair.policy, Wishes(), now=self._ctx.clock.now())
         by_kind: dict[bool, int] = {}
         for recipe in pair.policy.recipes:
@@ -195,14 +197,18 @@ class Delivery:
     ) -> list[DeliveredKey]:
         """Issue keys that are drawn here: LOCAL, or for several targets."""
         legs = [self._leg(pair, request.wishes, size) for pair in pairs]
-        keys = await self._wrapped.issue(
-            initiator,
-            legs,
-            number=request.number,
-            size=size,
-            wishes=request.wishes,
-            tls_group=request.tls_group,
-        )
+        try:
+            keys = await self._wrapped.issue(
+                initiator,
+                legs,
+                number=request.number,
+                size=size,
+                wishes=request.wishes,
+                tls_group=request.tls_group,
+            )
+        except NotEnoughKeyError:
+            self._ctx.counters["requests_without_key"] += 1
+            raise
         self._ctx.counters["keys_issued"] += len(keys)
         return keys
 
@@ -268,10 +274,17 @@ class Delivery:
         self, pair: Pair, found: Sequence[Found], waiting: Sequence[UUID], tls_group: str
     ) -> dict[UUID, DeliveredKey]:
         keys: dict[UUID, DeliveredKey] = {}
-        if found:
-            keys |= {key.key_id: key for key in await self._slots.deliver(found, tls_group=tls_group)}
-        for key_id in waiting:
-            keys[key_id] = await self._waiting.deliver(
-                key_id, pair.target.name, policy=pair.policy, tls_group=tls_group
-            )
+        try:
+            if found:
+                keys |= {key.key_id: key for key in await self._slots.deliver(found, tls_group=tls_group)}
+            for key_id in waiting:
+                keys[key_id] = await self._waiting.deliver(
+                    key_id, pair.target.name, policy=pair.policy, tls_group=tls_group
+                )
+        except BaseException:
+            for key in keys.values():
+                key.key.wipe()
+            for key_id in waiting:  # those that were committed are gone
+                self._waiting.release(key_id, pair.target.name)
+            raise
         return keys

@@ -68,7 +68,7 @@ def decode_facts(body: bytes) -> KeyFacts:
     """
     try:
         flat = msgspec.msgpack.decode(body, type=_Facts)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RemoteProtocolError(f"not the facts of a key: {error}") from None
     created, expires = Nanoseconds(flat.created), Nanoseconds(flat.expires)
     return KeyFacts(flat.recipe, flat.origins, flat.supply, flat.strength, flat.hops, created, expires)

@@ -41,9 +41,7 @@ from trenza.kms.together import together
 from trenza.kms.waiting import WaitingKeys, decode_facts, encode_facts, entry_of
 from trenza.wire.peer import Done, WrapCommit, WrapOffer, WrapVoid
 
-_MAC_KEY_BYTES = 32
-
-MAC_BITS = bits_of_bytes(_MAC_KEY_BYTES)
+MAC_BITS = bits_of_bytes(hop.MAC_KEY_BYTES)
 """The braid that carries a key is this much longer than the key."""
 
 _LATER = frozenset({UnavailableError.code, StoreUnavailableError.code})
@@ -83,8 +81,12 @@ class Wrapped:
         """Draw `number` keys and place each with every target, or with none.
 
         Raises:
+            NotEnoughKeyError: too many keys wait at this node for one of its own targets; none was drawn.
             UnavailableError: one target could not be reached or served; everything is void.
         """
+        for leg in legs:
+            if leg.recipe is None:
+                self._waiting.refuse_if_full(initiator.name, leg.pair.target.name, number=number)
         keys: list[DeliveredKey] = []
         try:
             while len(keys) < number:
@@ -368,7 +370,7 @@ def _wrapped(key: Secret, braid: Secret) -> tuple[bytes, Secret]:
     """Return the key under the braid's first bits, and the rest of the braid: a MAC key, which the caller wipes."""
     pad = braid.cut(0, len(key))
     try:
-        return hop.encrypt(key, pad), braid.cut(len(key), _MAC_KEY_BYTES)
+        return hop.encrypt(key, pad), braid.cut(len(key), hop.MAC_KEY_BYTES)
     finally:
         pad.wipe()
 
@@ -376,9 +378,9 @@ def _wrapped(key: Secret, braid: Secret) -> tuple[bytes, Secret]:
 def _unwrapped(offer: WrapOffer, braid: Secret) -> Secret:
     """Return the key that lies under the braid, its tag verified; the caller wipes both."""
     length = whole_bytes(Bits(offer.size))
-    if len(braid) != length + _MAC_KEY_BYTES or len(offer.wrapped) != length:
+    if len(braid) != length + hop.MAC_KEY_BYTES or len(offer.wrapped) != length:
         raise RemoteProtocolError("the braid does not fit the key it wraps")
-    pad, mac_key = braid.cut(0, length), braid.cut(length, _MAC_KEY_BYTES)
+    pad, mac_key = braid.cut(0, length), braid.cut(length, hop.MAC_KEY_BYTES)
     try:
         hop.check_tag(_tagged(offer), offer.tag, mac_key)
         return hop.decrypt(offer.wrapped, pad)
