@@ -469,10 +469,10 @@ def test_strands_that_nobody_takes_are_wiped():
         world = row()
         await world.stock()
         await world["a"].relays.carry(SEGMENT, ("a", "b"), 1)
-        ((_, waiting),) = world["b"].relays._arrivals._waiting.values()
+        (waiting,) = world["b"].relays._arrivals._waiting.values()
         world.clock.advance(61.0)
         world["b"].relays.expire()
-        assert plain(waiting.strand) == bytes(32)
+        assert plain(waiting.carried.strand) == bytes(32)
         assert world["b"].relays.take_arrived(SEGMENT, "a") is None
 
     asyncio.run(story())

@@ -8,7 +8,7 @@ which the QKD path never saw, before a slot may be issued (design decisions 2, 6
 from __future__ import annotations
 
 import hmac
-from dataclasses import dataclass, field
+from collections import defaultdict
 
 from trenza.base.errors import (
     AuthenticationError,
@@ -43,15 +43,8 @@ from trenza.wire.peer import (
     SegmentOffer,
 )
 
-_PENDING_MAX = 64
-
-
-@dataclass(slots=True)
-class _Pending:
-    """A segment the follower has agreed on an exchange for, and not yet been asked to commit."""
-
-    peer: NodeId
-    agreed: Agreed = field(repr=False)
+_PENDING_MAX = 8
+"""Segments of one leader that wait for its commit; an honest one makes one at a time."""
 
 
 class Fill:
@@ -63,7 +56,9 @@ class Fill:
         self._exchanges = exchanges
         self._relays = relays
         self._levels = levels
-        self._pending: dict[bytes, _Pending] = {}
+        self._pending: defaultdict[NodeId, dict[bytes, Agreed]] = defaultdict(
+            dict
+        )  # by leader: exchanged, not committed
         self._making: set[bytes] = set()  # segments this node leads that are not finished
 
     # --- the leader's side
@@ -207,9 +202,11 @@ class Fill:
         self._refuse_unless_leader(peer)
         context = message.session + message.segment
         exchange, agreed = await self._exchanges.answer(peer, message.exchange, context=context)
-        while len(self._pending) >= _PENDING_MAX:
-            self._pending.pop(next(iter(self._pending))).agreed.wipe()
-        self._pending[message.segment] = _Pending(peer, agreed)
+        pending = self._pending[peer]
+        self._forget(peer, message.segment)
+        while len(pending) >= _PENDING_MAX:
+            self._forget(peer, next(iter(pending)))
+        pending[message.segment] = agreed
         return SegmentAnswer(exchange)
 
     async def handle_commit(self, peer: NodeId, message: SegmentCommit) -> SegmentCommitted:
@@ -217,14 +214,14 @@ class Fill:
         ctx = self._ctx
         session = ctx.session_of(peer, message.session)
         self._refuse_unless_leader(peer)
-        pending = self._pending.pop(message.segment, None)
-        if pending is None or pending.peer != peer:
+        agreed = self._pending[peer].pop(message.segment, None)
+        if agreed is None:
             raise RemoteProtocolError("no such segment is being filled")
         carried = self._relays.take_arrived(message.segment, peer)
         try:
             record = SegmentRecord.decode(message.provenance)
-            self._check_record(peer, message.segment, record, pending.agreed, carried)
-            material = _material(pending.agreed, record.slots, None if carried is None else carried.strand)
+            self._check_record(peer, message.segment, record, agreed, carried)
+            material = _material(agreed, record.slots, None if carried is None else carried.strand)
             try:
                 tag = comparison_tag(material, message.provenance, verify_key=session.verify_key, role=b"leader")
                 if not hmac.compare_digest(tag, message.tag):
@@ -235,16 +232,14 @@ class Fill:
             finally:
                 material.wipe()
         finally:
-            pending.agreed.wipe()
+            agreed.wipe()
             if carried is not None:
                 carried.strand.wipe()
         return SegmentCommitted(answer)
 
     async def handle_drop(self, peer: NodeId, message: SegmentDrop) -> Done:
         """Forget what there is of a segment."""
-        pending = self._pending.pop(message.segment, None)
-        if pending is not None:
-            pending.agreed.wipe()
+        self._forget(peer, message.segment)
         carried = self._relays.take_arrived(message.segment, peer)
         if carried is not None:
             carried.strand.wipe()
@@ -255,9 +250,14 @@ class Fill:
 
     def forget(self) -> None:
         """Wipe what is half done: part of dropping all strands."""
-        for pending in self._pending.values():
-            pending.agreed.wipe()
-        self._pending.clear()
+        for peer, pending in self._pending.items():
+            for segment in list(pending):
+                self._forget(peer, segment)
+
+    def _forget(self, peer: NodeId, segment: bytes) -> None:
+        agreed = self._pending[peer].pop(segment, None)
+        if agreed is not None:
+            agreed.wipe()
 
     def _refuse_unless_leader(self, peer: NodeId) -> None:
         if self._ctx.leads(peer):

@@ -201,7 +201,8 @@ class Relays:
     async def _keep(self, message: Relay, incoming: _Taken, strand: Secret) -> Relayed:
         try:
             await self._ctx.store.commit(self._pads.used_rows(incoming.ranges))
-            self._arrivals.keep(NodeId(message.route[0]), message.segment, Carried(strand, message.hops))
+            source, via = NodeId(message.route[0]), NodeId(message.route[-2])
+            self._arrivals.keep(source, message.segment, Carried(strand, message.hops), via=via)
         except BaseException:
             strand.wipe()
             raise
