@@ -247,6 +247,33 @@ def test_a_mixed_fetch_that_fails_leaves_its_waiting_keys_to_be_fetched() -> Non
     run(story())
 
 
+def test_a_braid_is_wiped_when_there_is_none_for_a_later_leg() -> None:
+    async def story() -> None:
+        world = await started(NET)
+        node, braids = node_of(world, "A1"), []
+        issuing = node.slots.issue
+
+        async def watched(*args, **wanted):
+            keys = await issuing(*args, **wanted)
+            braids.extend(keys)
+            return keys
+
+        node.slots.issue = watched
+        await world.crash(NodeId("C"))
+        await asyncio.sleep(10.0)  # its lease is over
+        pairs = [node.delivery._pair(SaeId("A1"), SaeId("A1"), SaeId(target)) for target in ("B1", "C1")]
+        legs = [Leg(pair, pair.policy.recipes[0]) for pair in pairs]
+        with pytest.raises(NotEnoughKeyError):
+            await node.wrapped.issue(
+                pairs[0].initiator, legs, number=1, size=Bits(256), wishes=Wishes(), tls_group=""
+            )
+        assert len(braids) == 1
+        assert not any(braids[0].key.view())
+        await world.stop_all()
+
+    run(story())
+
+
 # --- offers that lie
 
 
