@@ -9,16 +9,32 @@ import asyncio
 from collections.abc import Mapping
 
 import pytest
+from msgspec.structs import replace
 from tests.simulation.acts import fetch, issue, judged, node_of
 from tests.simulation.networks import network
 
-from trenza.base.errors import NotEnoughKeyError
+from trenza.base.errors import NotEnoughKeyError, UnavailableError
 from trenza.base.names import NodeId
+from trenza.base.secret import Secret
+from trenza.core.exchange import NO_ROOT, answer_message, offer_message, root_tag
 from trenza.core.provenance import SegmentRecord
 from trenza.kms.node import Node
 from trenza.lab.loop import run
+from trenza.lab.network import Handler
+from trenza.lab.standins import LabAgreement, SeededEntropy
 from trenza.lab.story import SMALL
 from trenza.lab.world import Machine, World
+from trenza.wire.peer import (
+    ExchangeAnswer,
+    ExchangeOffer,
+    Hello,
+    HelloAnswer,
+    PeerMessage,
+    Presence,
+    RootReset,
+    canonical,
+    life_message,
+)
 
 A, B = NodeId("A"), NodeId("B")
 TWO = network("AB", "AB", {"A1 B1": "default"})
@@ -144,6 +160,48 @@ def test_without_an_installed_secret_a_forged_identity_stands_in_the_pair_after_
         assert in_session(world.machines[victim], forged)
         assert world.node(victim).ctx.counters["sessions_opened"] > opened
         await world.stop_impostor(impostor)
+        await world.stop_all()
+        assert world.failures == {}
+
+    run(story())
+
+
+def forger(world: World) -> Handler:
+    """Return a follower who checks nothing, signs as B, and tags everything under the root of who has no secret."""
+    nonce = bytes(range(16))
+    life = Presence(99, 1, nonce, world.notary.tag(B, life_message(B, Presence(99, 1, nonce))))
+    agreement = LabAgreement(SeededEntropy("forger"))
+
+    async def answer(peer: NodeId, message: PeerMessage) -> PeerMessage:
+        if not isinstance(message, Hello):
+            raise UnavailableError("it only wants a session")
+        if not message.root_reset:
+            return RootReset(life)
+        bare = replace(message, exchange=ExchangeOffer(b"", b"", 0, b"", b""))
+        public, _, _ = agreement.answer(message.exchange.public)
+        offer = offer_message(
+            peer, B, message.exchange.exchange_id, 0, message.exchange.public, context=canonical(bare)
+        )
+        partial = HelloAnswer(life, None, (), (), ExchangeAnswer(b"", b"", b""))
+        said = answer_message(offer, public, context=canonical(partial))
+        tag = root_tag(Secret.of(NO_ROOT), said)
+        return replace(partial, exchange=ExchangeAnswer(public, tag, world.notary.tag(B, said)))
+
+    return answer
+
+
+@pytest.mark.parametrize(("preshared", "opens"), [(BOTH, False), ({}, True)], ids=["installed", "not installed"])
+def test_a_forger_who_claims_a_lost_root_and_checks_nothing_is_stopped_by_an_installed_secret_alone(
+    preshared, opens
+) -> None:
+    async def story() -> None:
+        world = await begun(preshared)
+        opened = world.node(A).ctx.counters["sessions_opened"]
+        await world.crash(B)
+        world.network.handlers[B] = forger(world)
+        said = await troubles(world.node(A), seconds=60)
+        assert (world.node(A).ctx.counters["sessions_opened"] > opened) is opens
+        assert (NOT_THE_ROOT in said) is not opens
         await world.stop_all()
         assert world.failures == {}
 
