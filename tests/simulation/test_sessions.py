@@ -13,6 +13,7 @@ from tests.simulation.networks import network
 from trenza.base.errors import NotEnoughKeyError, StoreUnavailableError, UnavailableError
 from trenza.base.names import NodeId
 from trenza.core.policy import Policy
+from trenza.kms import sessions
 from trenza.kms.demand import Want
 from trenza.kms.ports import Change
 from trenza.lab.loop import run
@@ -320,6 +321,51 @@ def test_stock_that_only_one_end_holds_is_replaced(issuer) -> None:
         assert len(await fetch(world, two, one, [key.key_id for key in keys])) == 2
         if issuer == A:  # the leader believed that stock; a follower's leader fills by what it holds itself
             assert node_of(world, one).ctx.counters["slots_ungrantable"] > 0
+        await judged(world, ("A1", "B1"))
+
+    run(story())
+
+
+@pytest.mark.parametrize("flapping", [A, B])
+def test_a_peer_that_begins_session_after_session_is_put_off(flapping) -> None:
+    async def story() -> None:
+        world = await started(TWO)
+        other = B if flapping == A else A
+        before = world.node(other).ctx.counters["sessions_opened"]
+        for _ in range(100):
+            world.node(flapping).sessions.end(other)
+            if flapping == A:
+                world.node(A).kick("lead", "B")
+            else:
+                world.node(B).kick("beat", "A")
+            await asyncio.sleep(0.5)
+        assert world.node(other).ctx.counters["sessions_opened"] - before <= 10 + 50 / 5 + 1
+        assert counted(world, "sessions_put_off") > 0
+        await judged(world, ("A1", "B1"))
+
+    run(story())
+
+
+def test_of_too_many_id_keys_the_oldest_are_forgotten_for_good_once_no_key_can_be_fetched_under_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sessions, "_ID_KEYS_KEPT", 3)
+    short = Policy("default", ("hybrid-catkdf",), key_lifetime_s=20)
+
+    async def story() -> None:
+        world = await started(msgspec.structs.replace(TWO, policies=(short,)))
+        for _ in range(8):
+            end_session(world)
+            await asyncio.sleep(30.0)
+        assert counted(world, "id_keys_forgotten") > 0
+        kept = [one.session for one in world.node(A).sessions.id_keys(B)]
+        assert 3 <= len(kept) <= 5  # three, and those under which keys may still be fetched
+        await world.crash(A)
+        await world.start(A)
+        await world.until_ready(within=60.0)
+        assert set(kept[:2]) <= {one.session for one in world.node(A).sessions.id_keys(B)}
+        keys = await issue(world, "A1", "B1", number=2)
+        assert len(await fetch(world, "B1", "A1", [key.key_id for key in keys])) == 2
         await judged(world, ("A1", "B1"))
 
     run(story())

@@ -21,7 +21,7 @@ class TokenBucket:
         return self.burst - self._owed(now) >= 1.0
 
     def spend(self, count: int, now: Seconds) -> None:
-        """Note that `count` happened; more than the bucket held is paid back first."""
+        """Note that `count` happened; more than the bucket held is paid back first. A negative count gives back."""
         self._spent = self._owed(now) + count
         self._at = now
 

@@ -11,6 +11,7 @@ lease of the one we know is running, another must wait.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -20,12 +21,13 @@ from trenza.base.secret import Secret
 from trenza.base.units import Nanoseconds, Seconds, nanoseconds
 from trenza.core.exchange import SessionKeys, session_keys
 from trenza.core.keyid import IdKeys
+from trenza.core.rate import TokenBucket
 from trenza.kms import rows
 from trenza.kms.context import Context, Session
 from trenza.kms.exchange import Agreed, Exchanges
 from trenza.kms.ingest import Ingest
 from trenza.kms.pools import Pools
-from trenza.kms.ports import Anchor, Put, Sealed, Table
+from trenza.kms.ports import Anchor, Delete, Put, Sealed, Table
 from trenza.wire.peer import (
     PROTOCOL_VERSION,
     Beat,
@@ -51,6 +53,13 @@ _NO_ANSWER = ExchangeAnswer(b"", b"", b"")
 
 _GRACE = Seconds(60.0)
 """How long after its keys' lifetime a session's ID keys are still honoured."""
+
+_MEETINGS_PER_SECOND, _MEETINGS_AT_ONCE = 0.2, 10.0
+"""Sessions with one peer: each costs an exchange and leaves ID keys behind, so none may ask for them without end."""
+
+_ID_KEYS_KEPT = 256
+"""ID keys of past sessions kept for each peer, so that keys of the past can be explained; those that still seal keys
+that may be fetched are kept in any case."""
 
 
 @dataclass(slots=True)
@@ -78,6 +87,9 @@ class Sessions:
         self._heard: dict[NodeId, Seconds] = {}  # when a life we know last spoke
         self._id_keys: dict[NodeId, list[IdKeySet]] = {}
         self._issues_under: dict[NodeId, bytes] = {}  # the session whose ID keys seal what is issued now
+        self._meetings: defaultdict[NodeId, TokenBucket] = defaultdict(
+            lambda: TokenBucket(_MEETINGS_PER_SECOND, _MEETINGS_AT_ONCE)
+        )
         self._store_name = bytes(16)
         self.on_new_life: Callable[[], Awaitable[None]] | None = None  # drops what other stories hold
 
@@ -161,9 +173,11 @@ class Sessions:
 
         The ID keys stay, so that what they sealed can still be explained.
         """
-        for peer, sets in self._id_keys.items():
-            for one in sets:
+        for peer, sets in list(self._id_keys.items()):
+            for one in list(sets):
                 one.retired = True
+                if one not in self._id_keys[peer]:
+                    continue  # forgotten while another row was written
                 row = rows.IdKeysRow(one.created, rows.SealedRow.of(one.sealed), retired=True)
                 await self._ctx.store.commit(
                     [Put(Table.SESSION, self._keys_row(peer, one.session), rows.encode(row))]
@@ -194,6 +208,7 @@ class Sessions:
             PeerUnavailableError, UnavailableError: not now.
             RemoteProtocolError: the other broke the protocol.
         """
+        self._refuse_if_too_often(peer)
         since = self._ctx.clock.elapsed()
         answer, agreed, hello = await self._say_hello(peer, root_reset=self._exchanges.root(peer).generation == 0)
         if isinstance(answer, RootReset):
@@ -206,6 +221,7 @@ class Sessions:
             case HelloAnswer() if agreed is not None:
                 self._refuse_earlier_life(peer, answer.presence)
                 self._refuse_if_superseded(peer, answer.knows)
+                self._meetings[peer].spend(1, self._ctx.clock.elapsed())
                 await self._establish(
                     peer, answer.presence, agreed, hello, answer.segments, answer.blocks, since=since
                 )
@@ -243,11 +259,13 @@ class Sessions:
             raise RemoteProtocolError(f"node {peer} does not lead this pair")
         if hello.version != PROTOCOL_VERSION:
             raise RemoteProtocolError(f"peer protocol version {hello.version}; this node speaks {PROTOCOL_VERSION}")
+        self._refuse_if_too_often(peer)
         if (later := self._later_life(peer, hello.presence)) is not None:
             return Superseded(later)
         if hello.knows is not None and _is_later(hello.knows, ctx.presence):
             await self.start_new_life(after=hello.knows)
         self._refuse_two_lives(peer, hello.presence)
+        self._meetings[peer].spend(1, ctx.clock.elapsed())
         bare = Hello(
             hello.version, hello.presence, hello.knows, hello.root_reset, hello.segments, hello.blocks, _NO_OFFER
         )
@@ -267,6 +285,7 @@ class Sessions:
                 anew=hello.root_reset,
             )
         except (StaleError, AuthenticationError):
+            self._meetings[peer].spend(-1, ctx.clock.elapsed())  # nothing came of it, and why is worth hearing again
             if hello.root_reset:
                 raise
             return RootReset(ctx.presence)
@@ -277,6 +296,7 @@ class Sessions:
         """A follower has no session with us: end ours, so that upkeep opens a new one."""
         if not self._ctx.leads(peer):
             raise RemoteProtocolError(f"node {peer} leads this pair and has no reason to knock")
+        self._refuse_if_too_often(peer)
         if (later := self._later_life(peer, knock.presence)) is not None:
             return Superseded(later)
         session = self._ctx.sessions.get(peer)
@@ -290,6 +310,11 @@ class Sessions:
         answer = await self._ctx.peers.call(peer, Knock(self._ctx.presence), timeout=self._ctx.settings.call_timeout)
         if isinstance(answer, Superseded):
             await self.start_new_life(after=answer.known)
+
+    def _refuse_if_too_often(self, peer: NodeId) -> None:
+        if not self._meetings[peer].allows(self._ctx.clock.elapsed()):
+            self._ctx.counters["sessions_put_off"] += 1
+            raise UnavailableError(f"too many sessions with node {peer} lately; try again in some seconds")
 
     def _later_life(self, peer: NodeId, presence: Presence) -> Presence | None:
         known = self._known.get(peer)
@@ -379,6 +404,19 @@ class Sessions:
         row = rows.IdKeysRow(now, rows.SealedRow.of(sealed))
         await ctx.store.commit([Put(Table.SESSION, self._keys_row(peer, keys.session_id), rows.encode(row))])
         self._id_keys.setdefault(peer, []).insert(0, IdKeySet(keys.session_id, now, mine, theirs, sealed))
+        await self._forget_old_id_keys(peer)
+
+    async def _forget_old_id_keys(self, peer: NodeId) -> None:
+        """Destroy ID keys that are only kept to explain keys of the past, where there are too many."""
+        ctx, sets = self._ctx, self._id_keys[peer]
+        used = {one.session for one in self.fetchable_keys(peer)} | {self._issues_under.get(peer)}
+        old = [one for one in sets[_ID_KEYS_KEPT:] if one.session not in used]
+        if not old:
+            return
+        self._id_keys[peer] = [one for one in sets if one not in old]
+        await ctx.store.commit([Delete(Table.SESSION, self._keys_row(peer, one.session)) for one in old])
+        await ctx.sealer.erase([one.sealed.handle for one in old])
+        ctx.counters["id_keys_forgotten"] += len(old)
 
     def end(self, peer: NodeId) -> None:
         """End the session with `peer`; nothing is issued to it until there is another."""
@@ -412,7 +450,7 @@ class Sessions:
         return [one for one, ended in zip(sets, ends, strict=False) if not one.retired and ended >= oldest]
 
     def id_keys(self, peer: NodeId) -> list[IdKeySet]:
-        """Return the ID keys of all sessions this node has ever had with `peer`, newest first."""
+        """Return the ID keys of the sessions this node has had with `peer`, newest first, as far as they are kept."""
         return self._id_keys.get(peer, [])
 
     @property
