@@ -178,6 +178,8 @@ class Node:
             await ctx.store.commit(changes)
             ctx.set_book(book, signed)
         ctx.counters["books_installed"] += 1
+        for peer in [peer for peer in ctx.sessions if peer not in book.node_by_name]:
+            self.sessions.end(peer)  # it has left the network
         self._reconcile()
         return book.version
 
@@ -217,8 +219,10 @@ class Node:
         wanted["voids",] = (settings.beat_interval, self._voids)
         wanted["upkeep",] = (settings.beat_interval, self._upkeep)
         for key in [key for key in self._tasks if key not in wanted]:
-            self._tasks.pop(key).cancel()
+            task = self._tasks.pop(key)
+            task.cancel()
             self._kicks.pop(key, None)
+            self.troubles.pop(task.get_name(), None)
         for key, (interval, step) in wanted.items():
             if key not in self._tasks:
                 kick = self._kicks[key] = asyncio.Event()
