@@ -15,13 +15,17 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
+from tests.simulation.acts import judged, started
 from tests.simulation.networks import network
 
+from trenza.base.errors import RefusedError
 from trenza.base.names import NodeId, SaeId
 from trenza.core.delivery import IssueRequest
+from trenza.kms.demand import Want
 from trenza.lab.loop import run
 from trenza.lab.story import SMALL, Client
 from trenza.lab.world import World
+from trenza.wire.peer import SegmentDrop
 
 NET = network("ABC", "AB BC", {"A1 B1": "default", "B1 C1": "default", "A1 C1": "default", "A2 C2": "default"})
 PAIRS = [(SaeId(one), SaeId(other)) for rule in NET.rules for one, other in (rule.between, rule.between[::-1])]
@@ -148,3 +152,34 @@ def test_no_message_or_answer_of_a_peer_ends_a_node(seed) -> None:
 def test_no_message_or_answer_of_a_peer_ends_a_node_for_long(seed) -> None:
     told = run(lied_to(seed, seconds=600))
     assert told.total() > 2_000
+
+
+def test_a_segment_whose_strands_are_fewer_than_its_slots_is_refused() -> None:
+    async def story() -> None:
+        world = await started(NET)
+        leader, follower = world.node("A"), world.node("B")
+        carry, refused = leader.relays.carry, follower.ctx.counters["segments_refused"]
+        leader.relays.carry = lambda segment, route, units: carry(segment, route, units // 2)  # type: ignore[method-assign]
+        with pytest.raises(RefusedError):
+            await leader.fill.fill(B, Want(NodeId("A"), leader.demand.kinds(B)[0], slots=32, stock=0))
+        assert follower.ctx.counters["segments_refused"] == refused + 1
+        leader.relays.carry = carry  # type: ignore[method-assign]
+        await judged(world, ("A1", "B1"))
+
+    run(story())
+
+
+def test_what_one_leader_has_begun_is_not_for_another_to_drop_or_to_push_out() -> None:
+    async def story() -> None:
+        world = await started(NET)
+        one, other, follower = world.node("A"), world.node("B"), world.node("C")
+        segment = b"the first leader"
+        await one.fill._exchange(NodeId("C"), one.ctx.session(NodeId("C")).id, segment)
+        for number in range(20):
+            await other.fill._exchange(NodeId("C"), other.ctx.session(NodeId("C")).id, number.to_bytes(16, "big"))
+        await follower.handle(B, SegmentDrop(segment))
+        assert segment in follower.fill._pending[NodeId("A")]
+        assert len(follower.fill._pending[B]) <= 8
+        await judged(world, ("A1", "C1"), ("B1", "C1"))
+
+    run(story())
