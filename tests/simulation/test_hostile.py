@@ -82,12 +82,16 @@ def changed(value: object, path: Path, other: object) -> object:
 
 
 class Liar:
-    """Changes what one node says: the next untried change of that kind of message, whenever chance has it."""
+    """Changes what one node says, whenever chance has it.
+
+    Mostly to the next untried change of that kind of message; now and then to another that it sent before.
+    """
 
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(f"liar {seed}")
         self.lies = 0.0
         self.told: Counter[str] = Counter()
+        self._sent: dict[str, bytes] = {}
         self._tried: defaultdict[tuple[str, Path], int] = defaultdict(int)
 
     def __call__(self, sender: NodeId, _receiver: NodeId, body: bytes) -> bytes:
@@ -95,6 +99,9 @@ class Liar:
             return body
         said = msgspec.msgpack.decode(body)
         kind = said["type"]
+        self._sent[kind] = body
+        if self.chance.random() < 0.1:
+            return self.chance.choice(list(self._sent.values()))
         places = list(paths(said))
         if not places:
             return body
