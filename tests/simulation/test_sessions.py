@@ -13,7 +13,7 @@ from tests.simulation.networks import network
 from trenza.base.errors import NotEnoughKeyError, StoreUnavailableError, UnavailableError
 from trenza.base.names import NodeId
 from trenza.core.policy import Policy
-from trenza.kms import sessions
+from trenza.kms import id_keys
 from trenza.kms.demand import Want
 from trenza.kms.ports import Change
 from trenza.lab.loop import run
@@ -349,7 +349,7 @@ def test_a_peer_that_begins_session_after_session_is_put_off(flapping) -> None:
 def test_of_too_many_id_keys_the_oldest_are_forgotten_for_good_once_no_key_can_be_fetched_under_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sessions, "_ID_KEYS_KEPT", 3)
+    monkeypatch.setattr(id_keys, "_KEPT", 3)
     short = Policy("default", ("hybrid-catkdf",), key_lifetime_s=20)
 
     async def story() -> None:
@@ -358,12 +358,12 @@ def test_of_too_many_id_keys_the_oldest_are_forgotten_for_good_once_no_key_can_b
             end_session(world)
             await asyncio.sleep(30.0)
         assert counted(world, "id_keys_forgotten") > 0
-        kept = [one.session for one in world.node(A).sessions.id_keys(B)]
+        kept = [one.session for one in world.node(A).id_keys.all_of(B)]
         assert 3 <= len(kept) <= 5  # three, and those under which keys may still be fetched
         await world.crash(A)
         await world.start(A)
         await world.until_ready(within=60.0)
-        assert set(kept[:2]) <= {one.session for one in world.node(A).sessions.id_keys(B)}
+        assert set(kept[:2]) <= {one.session for one in world.node(A).id_keys.all_of(B)}
         keys = await issue(world, "A1", "B1", number=2)
         assert len(await fetch(world, "B1", "A1", [key.key_id for key in keys])) == 2
         await judged(world, ("A1", "B1"))

@@ -117,6 +117,11 @@ class Exchanges:
         await self._ctx.store.commit([Delete(Table.SESSION, self._key(peer))])
         self._ctx.counters["roots_reset"] += 1
 
+    async def forget_all(self) -> None:
+        """Begin every root anew: part of dropping all strands."""
+        for peer in sorted(self._roots):
+            await self.forget(peer)
+
     # --- the leader's side
 
     def begin(self, peer: NodeId, *, context: bytes, anew: bool = False) -> tuple[ExchangeOffer, Begun]:

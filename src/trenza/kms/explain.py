@@ -18,8 +18,8 @@ from trenza.core.keyid import KeyAddress, pair_binding, read_key_id, verify_key_
 from trenza.core.provenance import KeyRecord, SegmentRecord, WrapRecord, segment_digest
 from trenza.core.recipe import recipe_of_code
 from trenza.kms.context import Context
+from trenza.kms.id_keys import IdKeyRing
 from trenza.kms.ports import LedgerEntry, LedgerQuery
-from trenza.kms.sessions import Sessions
 from trenza.kms.slots import Slots, window_term
 
 
@@ -58,9 +58,9 @@ class Exposed:
 class Explain:
     """Queries over this node's ledger."""
 
-    def __init__(self, ctx: Context, *, sessions: Sessions, slots: Slots) -> None:
+    def __init__(self, ctx: Context, *, id_keys: IdKeyRing, slots: Slots) -> None:
         self._ctx = ctx
-        self._sessions = sessions
+        self._id_keys = id_keys
         self._slots = slots
 
     async def key(self, key_id: UUID) -> Explanation:
@@ -83,8 +83,8 @@ class Explain:
 
     async def _used(self, key_id: UUID) -> Explanation | None:
         """Explain a key that this node issued or delivered, whatever book was in force then."""
-        for peer in self._sessions.peers_with_keys:
-            for keys in self._sessions.id_keys(peer):
+        for peer in self._id_keys.peers:
+            for keys in self._id_keys.all_of(peer):
                 for kind, side in (("issued", keys.mine), ("delivered", keys.theirs)):
                     address = read_key_id(key_id, side)
                     found = [

@@ -29,6 +29,7 @@ from trenza.kms.demand import Demand
 from trenza.kms.exchange import Exchanges
 from trenza.kms.explain import Explain
 from trenza.kms.fill import Fill
+from trenza.kms.id_keys import IdKeyRing, lifetime_of
 from trenza.kms.ingest import Ingest
 from trenza.kms.levels import Levels
 from trenza.kms.notary import Notary
@@ -36,7 +37,7 @@ from trenza.kms.pads import Pads
 from trenza.kms.pools import Pools
 from trenza.kms.ports import Anchor, Put, Table
 from trenza.kms.relay import Relays
-from trenza.kms.sessions import Sessions, lifetime_of
+from trenza.kms.sessions import Sessions
 from trenza.kms.slots import Slots
 from trenza.kms.waiting import WaitingKeys
 from trenza.kms.wrap import Wrapped
@@ -77,14 +78,22 @@ class Node:
         self.levels = Levels(ctx, self.pads)
         self.pools = Pools(ctx)
         self.exchanges = Exchanges(ctx)
-        self.sessions = Sessions(ctx, exchanges=self.exchanges, pools=self.pools, ingest=self.ingest, anchor=anchor)
+        self.id_keys = IdKeyRing(ctx)
+        self.sessions = Sessions(
+            ctx,
+            exchanges=self.exchanges,
+            id_keys=self.id_keys,
+            pools=self.pools,
+            ingest=self.ingest,
+            anchor=anchor,
+        )
         self.demand = Demand(ctx, pools=self.pools)
         self.fill = Fill(ctx, pools=self.pools, exchanges=self.exchanges, relays=self.relays, levels=self.levels)
-        self.slots = Slots(ctx, sessions=self.sessions, pools=self.pools, demand=self.demand)
+        self.slots = Slots(ctx, sessions=self.sessions, id_keys=self.id_keys, pools=self.pools, demand=self.demand)
         self.waiting = WaitingKeys(ctx)
         self.wrapped = Wrapped(ctx, slots=self.slots, waiting=self.waiting)
         self.delivery = Delivery(ctx, slots=self.slots, wrapped=self.wrapped, waiting=self.waiting)
-        self.explain = Explain(ctx, sessions=self.sessions, slots=self.slots)
+        self.explain = Explain(ctx, id_keys=self.id_keys, slots=self.slots)
         self.notary = Notary(ctx)
         self.sessions.on_new_life = self._drop_all
         self.slots.on_low = self._restock
@@ -103,7 +112,7 @@ class Node:
         whole = await self.sessions.begin_life()
         await self._load_book(signed)
         await self.exchanges.load()
-        await self.sessions.load_keys()
+        await self.id_keys.load()
         await self.pools.load()
         await self.ingest.load()
         await self.waiting.load()
@@ -118,7 +127,8 @@ class Node:
         await self.pools.drop_all()
         await self.ingest.drop_all()
         await self.waiting.drop_all()
-        await self.sessions.retire_keys()
+        await self.id_keys.retire_all()
+        await self.exchanges.forget_all()
 
     async def run(self) -> None:
         """Run this node's tasks until cancelled; then tell the peers that it leaves."""

@@ -282,7 +282,7 @@ class Pools:
     @staticmethod
     def _next_number(pair: Pair) -> int:
         """Return the next window number. Numbers come round after 2^26 windows, when no ID key that sealed IDs of
-        the first round is honoured any more (Sessions.fetchable_keys).
+        the first round is honoured any more (IdKeyRing.fetchable).
         """
         while pair.next_window in pair.held:
             pair.next_window = (pair.next_window + 1) % WINDOWS_MAX

@@ -13,21 +13,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 
 from trenza.base.errors import AuthenticationError, RemoteProtocolError, StaleError, UnavailableError
 from trenza.base.names import NodeId
-from trenza.base.secret import Secret
-from trenza.base.units import Nanoseconds, Seconds, nanoseconds
-from trenza.core.exchange import SessionKeys, session_keys
-from trenza.core.keyid import IdKeys
+from trenza.base.units import Seconds
+from trenza.core.exchange import session_keys
 from trenza.core.rate import TokenBucket
 from trenza.kms import rows
 from trenza.kms.context import Context, Session
 from trenza.kms.exchange import Agreed, Exchanges
+from trenza.kms.id_keys import IdKeyRing
 from trenza.kms.ingest import Ingest
 from trenza.kms.pools import Pools
-from trenza.kms.ports import Anchor, Delete, Put, Sealed, Table
+from trenza.kms.ports import Anchor, Put, Table
 from trenza.wire.peer import (
     PROTOCOL_VERSION,
     Beat,
@@ -51,33 +49,23 @@ _NO_OFFER = ExchangeOffer(b"", b"", 0, b"", b"")
 _NO_ANSWER = ExchangeAnswer(b"", b"", b"")
 """Stand in for the exchange while the rest of the message is encoded: the exchange covers all but itself."""
 
-_GRACE = Seconds(60.0)
-"""How long after its keys' lifetime a session's ID keys are still honoured."""
-
 _MEETINGS_PER_SECOND, _MEETINGS_AT_ONCE = 0.2, 10.0
 """Sessions with one peer: each costs an exchange and leaves ID keys behind, so none may ask for them without end."""
-
-_ID_KEYS_KEPT = 256
-"""ID keys of past sessions kept for each peer, so that keys of the past can be explained; those that still seal keys
-that may be fetched are kept in any case."""
-
-
-@dataclass(slots=True)
-class IdKeySet:
-    """The keys that seal key IDs in one session: for keys this node issues, and for those the peer issues."""
-
-    session: bytes
-    created: Nanoseconds
-    mine: IdKeys = field(repr=False)
-    theirs: IdKeys = field(repr=False)
-    sealed: Sealed
-    retired: bool = False  # they only serve to explain keys of the past
 
 
 class Sessions:
     """All sessions of this node, its own life, and what it remembers of others' lives."""
 
-    def __init__(self, ctx: Context, *, exchanges: Exchanges, pools: Pools, ingest: Ingest, anchor: Anchor) -> None:
+    def __init__(
+        self,
+        ctx: Context,
+        *,
+        exchanges: Exchanges,
+        id_keys: IdKeyRing,
+        pools: Pools,
+        ingest: Ingest,
+        anchor: Anchor,
+    ) -> None:
         self._ctx = ctx
         self._exchanges = exchanges
         self._pools = pools
@@ -85,8 +73,7 @@ class Sessions:
         self._anchor = anchor
         self._known: dict[NodeId, Presence] = {}
         self._heard: dict[NodeId, Seconds] = {}  # when a life we know last spoke
-        self._id_keys: dict[NodeId, list[IdKeySet]] = {}
-        self._issues_under: dict[NodeId, bytes] = {}  # the session whose ID keys seal what is issued now
+        self._id_keys = id_keys
         self._meetings: defaultdict[NodeId, TokenBucket] = defaultdict(
             lambda: TokenBucket(_MEETINGS_PER_SECOND, _MEETINGS_AT_ONCE)
         )
@@ -167,37 +154,6 @@ class Sessions:
             await self.on_new_life()
         epoch = max(self._ctx.presence.epoch, after.epoch) + 1
         await self._set_life(epoch, max(self._ctx.presence.incarnation, after.incarnation) + 1, whole=True)
-
-    async def retire_keys(self) -> None:
-        """Let no key be fetched under earlier ID keys, and begin every root anew: part of dropping all strands.
-
-        The ID keys stay, so that what they sealed can still be explained.
-        """
-        for peer, sets in list(self._id_keys.items()):
-            for one in list(sets):
-                one.retired = True
-                if one not in self._id_keys[peer]:
-                    continue  # forgotten while another row was written
-                row = rows.IdKeysRow(one.created, rows.SealedRow.of(one.sealed), retired=True)
-                await self._ctx.store.commit(
-                    [Put(Table.SESSION, self._keys_row(peer, one.session), rows.encode(row))]
-                )
-            await self._exchanges.forget(peer)
-
-    async def load_keys(self) -> None:
-        """Read the ID keys of earlier sessions, under which keys may still be fetched."""
-        for key, value in await self._ctx.store.scan(Table.SESSION, b"keys"):
-            peer, session = rows.split_peer(key[4:])
-            row = rows.decode(value, rows.IdKeysRow)
-            secret = await self._ctx.sealer.unseal(row.keys.sealed, associated=self._associated(peer, session))
-            parts = [bytes(secret.view()[32 * i : 32 * (i + 1)]) for i in range(4)]
-            secret.wipe()
-            mine, theirs = IdKeys(parts[0], parts[1]), IdKeys(parts[2], parts[3])
-            created = Nanoseconds(row.created)
-            one = IdKeySet(session, created, mine, theirs, row.keys.sealed, row.retired)
-            self._id_keys.setdefault(peer, []).append(one)
-        for sets in self._id_keys.values():
-            sets.sort(key=lambda one: one.created, reverse=True)
 
     # --- the leader opens
 
@@ -368,13 +324,13 @@ class Sessions:
         await self._ingest.keep_only(peer, sorted(frozenset(mine.blocks) & frozenset(their_blocks)))
         if not _is_same(self._known.get(peer), presence):
             self._pools.renew_incarnation(peer)
-        await self._keep_id_keys(peer, keys)
+        await self._id_keys.keep(peer, keys)
         await self._remember_peer(peer, presence)
         former = ctx.sessions.get(peer)
         self.end(peer)
         goes_on = since is None and former is not None and _is_same(former.theirs, presence)
         if not goes_on:
-            self._issues_under[peer] = keys.session_id
+            self._id_keys.issue_under(peer, keys.session_id)
         ctx.sessions[peer] = Session(
             id=keys.session_id,
             peer=peer,
@@ -392,32 +348,6 @@ class Sessions:
         row = rows.PeerRow(presence)
         await self._ctx.store.commit([Put(Table.META, rows.peer_key(peer), rows.encode(row))])
 
-    async def _keep_id_keys(self, peer: NodeId, keys: SessionKeys) -> None:
-        ctx = self._ctx
-        leader = ctx.leads(peer)
-        mine = keys.leader_issues if leader else keys.follower_issues
-        theirs = keys.follower_issues if leader else keys.leader_issues
-        material = Secret(bytearray(mine.tag + mine.mask + theirs.tag + theirs.mask))
-        sealed = await ctx.sealer.seal(material, associated=self._associated(peer, keys.session_id))
-        material.wipe()
-        now = ctx.clock.now()
-        row = rows.IdKeysRow(now, rows.SealedRow.of(sealed))
-        await ctx.store.commit([Put(Table.SESSION, self._keys_row(peer, keys.session_id), rows.encode(row))])
-        self._id_keys.setdefault(peer, []).insert(0, IdKeySet(keys.session_id, now, mine, theirs, sealed))
-        await self._forget_old_id_keys(peer)
-
-    async def _forget_old_id_keys(self, peer: NodeId) -> None:
-        """Destroy ID keys that are only kept to explain keys of the past, where there are too many."""
-        ctx, sets = self._ctx, self._id_keys[peer]
-        used = {one.session for one in self.fetchable_keys(peer)} | {self._issues_under.get(peer)}
-        old = [one for one in sets[_ID_KEYS_KEPT:] if one.session not in used]
-        if not old:
-            return
-        self._id_keys[peer] = [one for one in sets if one not in old]
-        await ctx.store.commit([Delete(Table.SESSION, self._keys_row(peer, one.session)) for one in old])
-        await ctx.sealer.erase([one.sealed.handle for one in old])
-        ctx.counters["id_keys_forgotten"] += len(old)
-
     def end(self, peer: NodeId) -> None:
         """End the session with `peer`; nothing is issued to it until there is another."""
         session = self._ctx.sessions.pop(peer, None)
@@ -428,34 +358,6 @@ class Sessions:
         """The peer stops in good order: another incarnation of it need not wait for its lease."""
         self._heard.pop(peer, None)
         self.end(peer)
-
-    # --- ID keys
-
-    def issuing_keys(self, peer: NodeId) -> IdKeys:
-        """Return the keys that seal the IDs of keys this node issues now.
-
-        Raises:
-            UnavailableError: no session.
-        """
-        self._ctx.session(peer)
-        return next(one.mine for one in self._id_keys[peer] if one.session == self._issues_under[peer])
-
-    def fetchable_keys(self, peer: NodeId) -> list[IdKeySet]:
-        """Return the ID keys under which a key may still be fetched: of this session, and of those that ended less
-        than the longest key lifetime ago. Window numbers may come round again for older ones.
-        """
-        sets = self._id_keys.get(peer, [])
-        oldest = self._ctx.clock.now() - lifetime_of(self._ctx) - nanoseconds(_GRACE)
-        ends = [self._ctx.clock.now(), *(one.created for one in sets)]
-        return [one for one, ended in zip(sets, ends, strict=False) if not one.retired and ended >= oldest]
-
-    def id_keys(self, peer: NodeId) -> list[IdKeySet]:
-        """Return the ID keys of the sessions this node has had with `peer`, newest first, as far as they are kept."""
-        return self._id_keys.get(peer, [])
-
-    @property
-    def peers_with_keys(self) -> list[NodeId]:
-        return sorted(self._id_keys)
 
     # --- beats
 
@@ -475,7 +377,7 @@ class Sessions:
             raise RemoteProtocolError(f"node {peer} answered a beat with {type(answer).__name__}")
         session.lease_until = Seconds(max(session.lease_until, sent + answer.lease_s))
         if ctx.sessions.get(peer) is session:
-            self._issues_under[peer] = session.id
+            self._id_keys.issue_under(peer, session.id)
         await self._pools.retire_issued(peer, marks)
         return answer.book_version
 
@@ -502,13 +404,6 @@ class Sessions:
         """Tell whether this node may issue to `peer` now."""
         session = self._ctx.sessions.get(peer)
         return session is not None and self._ctx.clock.elapsed() < session.lease_until
-
-    def _associated(self, peer: NodeId, session: bytes) -> bytes:
-        return b"id keys" + self._ctx.name.encode() + b"\0" + peer.encode() + b"\0" + session
-
-    @staticmethod
-    def _keys_row(peer: NodeId, session: bytes) -> bytes:
-        return b"keys" + rows.peer_prefix(peer) + session
 
 
 def _lease(ctx: Context, since: Seconds | None, former: Session | None) -> Seconds:
@@ -537,8 +432,3 @@ def _is_later(one: Presence, other: Presence) -> bool:
 def _context_of_answer(answer: HelloAnswer) -> bytes:
     """Return what the follower's half of the exchange covers beside its public keys."""
     return canonical(HelloAnswer(answer.presence, answer.knows, answer.segments, answer.blocks, _NO_ANSWER))
-
-
-def lifetime_of(ctx: Context) -> Nanoseconds:
-    """Return the longest that any key of the book may wait to be fetched; an hour while there is no book."""
-    return nanoseconds(Seconds(float(ctx.book.longest_key_lifetime_s if ctx.has_book else 3_600)))

@@ -46,6 +46,7 @@ from trenza.core.strand import NO_EXCHANGE, Origin
 from trenza.core.window import HeldWindow, Take
 from trenza.kms.context import Context
 from trenza.kms.demand import Demand
+from trenza.kms.id_keys import IdKeyRing
 from trenza.kms.pools import Pools
 from trenza.kms.ports import Append, Change, Insert, Table
 from trenza.kms.rows import delivered_key
@@ -104,9 +105,10 @@ class Owner:
 class Slots:
     """Taking and finding slots of this node's pools."""
 
-    def __init__(self, ctx: Context, *, sessions: Sessions, pools: Pools, demand: Demand) -> None:
+    def __init__(self, ctx: Context, *, sessions: Sessions, id_keys: IdKeyRing, pools: Pools, demand: Demand) -> None:
         self._ctx = ctx
         self._sessions = sessions
+        self._id_keys = id_keys
         self._pools = pools
         self._demand = demand
         self.on_low: Callable[[NodeId], None] | None = None  # told when little is left to issue
@@ -154,7 +156,7 @@ class Slots:
             except BaseException:
                 self._burn(takes)
                 raise
-            keys = self._sessions.issuing_keys(peer)
+            keys = self._id_keys.issuing(peer)
             return [await self._braid_taken(pair, recipe, size, take, keys) for take in takes]
 
     def _note_demand(self, peer: NodeId, *, full: bool, slots: int) -> None:
@@ -254,7 +256,7 @@ class Slots:
 
     def _locate(self, pairs: Sequence[Pair], key_id: UUID) -> Found | None:
         peer = pairs[0].initiator.node
-        for keys in self._sessions.fetchable_keys(peer):
+        for keys in self._id_keys.fetchable(peer):
             address = read_key_id(key_id, keys.theirs)
             for pair in pairs:
                 if not verify_key_id(key_id, address, keys.theirs, binding=pair.binding):
@@ -282,8 +284,8 @@ class Slots:
     def owner(self, key_id: UUID) -> Owner | None:
         """Return whose key ID this is, whoever asks; None when this node cannot tell that it is genuine."""
         book = self._ctx.book
-        for peer in self._sessions.peers_with_keys:
-            for keys in self._sessions.fetchable_keys(peer):
+        for peer in self._id_keys.peers:
+            for keys in self._id_keys.fetchable(peer):
                 for issued_here, side in ((False, keys.theirs), (True, keys.mine)):
                     address = read_key_id(key_id, side)
                     for mine, other, policy in book.pairs_of_node(self._ctx.name):
