@@ -14,13 +14,17 @@ async def together(steps: Iterable[Coroutine[Any, Any, None]]) -> None:
 
     Raises:
         TrenzaError: of the step that failed first.
+        BaseExceptionGroup: a step failed in another way.
     """
     try:
         async with asyncio.TaskGroup() as group:
             for step in steps:
                 group.create_task(step)
-    except* TrenzaError as failures:
-        raise _first(failures) from None
+    except BaseExceptionGroup as failures:  # not `except*`: in Python 3.11.2 it wraps what is raised in it once more
+        expected, others = failures.split(TrenzaError)
+        if expected is None or others is not None:
+            raise
+        raise _first(expected) from None
 
 
 def _first(failures: BaseExceptionGroup[TrenzaError]) -> TrenzaError:
