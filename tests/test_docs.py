@@ -15,7 +15,7 @@ from trenza.app import config
 from trenza.app.scenario_model import Defaults, Link, Node, Sae, Scenario
 from trenza.base import errors
 from trenza.cli.main import COMMANDS
-from trenza.core.policy import Policy
+from trenza.core.policy import Policy, TenantEntry
 from trenza.core.recipe import RECIPES
 from trenza.kms.context import Settings
 from trenza.wire import peer
@@ -122,9 +122,9 @@ def test_every_vendor_extension_is_described(fields):
     assert {f"trenza_{name}" for name in fields.__struct_fields__} <= named(REFERENCE / "etsi014.md")
 
 
-@pytest.mark.parametrize("part", [Scenario, Defaults, Node, Link, Sae, Policy], ids=lambda part: part.__name__)
+@pytest.mark.parametrize("part", [Scenario, Defaults, Node, Link, Sae, Policy, TenantEntry], ids=lambda part: part.__name__)
 def test_every_key_of_a_scenario_is_described(part):
-    sections = {"nodes", "links", "saes", "policies", "rules", "defaults"}
+    sections = {"nodes", "links", "saes", "policies", "rules", "tenants", "defaults"}
     assert set(part.__struct_fields__) - sections <= named(REFERENCE / "scenario.md")
 
 

@@ -474,3 +474,32 @@ def test_a_section_of_another_shape_is_a_mistake(text: str) -> None:
 def test_a_mistake_in_one_value_names_the_scenario() -> None:
     with pytest.raises(InvalidDocumentError, match=r"^scenario test has 1 mistake:\n  line 24: links\.AB\.loss_db"):
         read_scenario(SMALL.replace("loss_db = 2", 'loss_db = "2"'), source="test")
+
+
+# Who gets how much
+
+
+TENANTS = SMALL.replace('node = "B"', 'node = "B"\ntenant = "bank"') + (
+    '\n[[tenants]]\nname = "bank"\nmax_keys_per_second = 2.5\nmax_bits_per_day = 1_000_000\nweight = 3\n'
+)
+
+
+def test_classes_and_tenants_go_into_the_book() -> None:
+    text = TENANTS.replace('name = "p"\n', 'name = "p"\npriority = 7\nmax_keys_per_second = 10\nburst = 20\n')
+    book = read_scenario(text).book(1, {"A": "a:1", "B": "b:1"})
+    assert (book.policies[0].priority, book.policies[0].burst) == (7, 20)
+    assert [book.tenant_of(sae).weight for sae in book.saes] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "mistake"),
+    [
+        ('tenant = "bank"', 'tenant = "bnak"', "line 35: saes.b: no tenant is called bnak; did you mean bank?"),
+        ("weight = 3", "weight = 0", "line 45: tenants.bank: weight is 1 to 1000"),
+        ('name = "p"\n', 'name = "p"\npriority = 9\n', "line 37: policies.p: priority is one of 0 (best-effort)"),
+        ('name = "p"\n', 'name = "p"\nburst = 9\n', "line 37: policies.p: burst without max_keys_per_second"),
+    ],
+)
+def test_a_mistake_in_who_gets_how_much_is_told_with_its_line(right: str, wrong: str, mistake: str) -> None:
+    (told,) = mistakes_of(TENANTS.replace(right, wrong))
+    assert told.startswith(mistake)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from trenza.base.errors import AuthenticationError, InvalidDocumentError, StaleError
-from trenza.base.names import LinkId, NodeId, SaeId
+from trenza.base.names import LinkId, NodeId, SaeId, TenantId
 from trenza.core.policy import (
     Book,
     LinkEntry,
@@ -19,11 +19,13 @@ from trenza.core.policy import (
     Rule,
     SaeEntry,
     SignedBook,
+    TenantEntry,
     bytes_to_sign,
     message_of,
     mistakes_in,
     open_book,
 )
+from trenza.core.priority import Priority
 from trenza.core.recipe import ITS
 
 A, B = NodeId("A"), NodeId("B")
@@ -141,6 +143,28 @@ CONTRADICTIONS = {
     "policies.never: max_hops, max_age_s and key_lifetime_s": {
         "policies": (*BOOK.policies, Policy("never", ("its",), key_lifetime_s=0))
     },
+    "policies.urgent: priority is one of 0 (best-effort), 1 (bulk)": {
+        "policies": (*BOOK.policies, Policy("urgent", ("its",), priority=8))
+    },
+    "policies.quick: max_keys_per_second and burst are 0": {
+        "policies": (*BOOK.policies, Policy("quick", ("its",), max_keys_per_second=float("inf")))
+    },
+    "policies.burst: burst without max_keys_per_second": {
+        "policies": (*BOOK.policies, Policy("burst", ("its",), burst=9))
+    },
+    "tenants: bank appears more than once": {"tenants": (TenantEntry(TenantId("bank")),) * 2},
+    "tenants: 'a b' is not a name": {"tenants": (TenantEntry(TenantId("a b")),)},
+    "tenants.bank: max_keys_per_second and burst are 0": {
+        "tenants": (TenantEntry(TenantId("bank"), max_keys_per_second=-1.0),)
+    },
+    "tenants.bank: max_bits_per_day is at least 0": {
+        "tenants": (TenantEntry(TenantId("bank"), max_bits_per_day=-1),)
+    },
+    "tenants.bank: weight is 1 to 1000": {"tenants": (TenantEntry(TenantId("bank"), weight=0),)},
+    "saes.three: no tenant is called bnak": {
+        "saes": (*BOOK.saes, SaeEntry(SaeId("three"), A, tenant=TenantId("bnak"))),
+        "tenants": (TenantEntry(TenantId("bank")),),
+    },
     "rules one - three: no SAE is called three": {"rules": (Rule((ONE, SaeId("three")), "pad"),)},
     "rules one - one: an SAE shares no key with itself": {"rules": (Rule((ONE, ONE), "pad"),)},
     "rules one - two: no policy is called gold": {"rules": (Rule((ONE, TWO), "gold"),)},
@@ -210,12 +234,46 @@ CHANGES = {
 }
 
 
-def test_every_field_of_a_policy_is_in_its_digest():
+HOW_MUCH = {"priority": 7, "max_keys_per_second": 0.5, "burst": 3}
+
+
+def test_every_field_that_says_what_a_key_is_made_of_is_in_a_policys_digest():
     plain = BOOK.policies[0]
-    assert set(CHANGES) == set(plain.__struct_fields__)
+    assert CHANGES.keys() | HOW_MUCH.keys() == set(plain.__struct_fields__)
     digests = {replace(plain, **{field: value}).digest for field, value in CHANGES.items()}
     assert len(digests | {plain.digest}) == len(CHANGES) + 1
     assert Policy("plain", ("hybrid-catkdf",)).digest == plain.digest
+
+
+@pytest.mark.parametrize(("field", "value"), HOW_MUCH.items())
+def test_who_gets_how_much_may_change_while_keys_wait_to_be_fetched(field, value):
+    plain = BOOK.policies[0]
+    assert replace(plain, **{field: value}).digest == plain.digest
+
+
+def test_a_policys_digest_is_that_of_the_first_release():
+    assert BOOK.policies[0].digest.hex().startswith("a34b6227e729f4152debe89c3db08629")
+    pad = Policy("pad", ("its", "hybrid-catkdf"), key_lifetime_s=9_000, allowed_nodes=(A,))
+    assert pad.digest.hex().startswith("300086d963ea9a1493c10b41bd67981e")
+
+
+def test_a_book_from_before_there_were_classes_and_tenants_still_opens():
+    old = msgspec.to_builtins(BOOK)
+    del old["tenants"]
+    old["policies"] = [
+        {name: value for name, value in one.items() if name not in HOW_MUCH} for one in old["policies"]
+    ]
+    body = msgspec.json.encode(old)
+    opened = open_book(SignedBook(body, officer().sign(message_of(body))), officer=public(), newer_than=0)
+    assert opened == BOOK
+    assert {Priority(policy.priority) for policy in opened.policies} == {Priority.NORMAL}
+
+
+def test_a_tenant_that_is_not_listed_has_no_limits():
+    bank = TenantEntry(TenantId("bank"), max_keys_per_second=5.0, weight=3)
+    listed = replace(BOOK, tenants=(bank,))
+    assert listed.tenant_of(SaeEntry(ONE, A, tenant=bank.name)) is bank
+    assert listed.tenant_of(SaeEntry(ONE, A)) == TenantEntry(TenantId("default"))
 
 
 def test_the_order_of_the_ladder_counts():

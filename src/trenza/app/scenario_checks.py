@@ -17,14 +17,21 @@ from trenza.app.scenario_model import Link, Node, Sae, Scenario
 from trenza.app.scenario_unread import is_unread, without_its_name
 from trenza.base.names import NodeId
 from trenza.base.units import Decibel
-from trenza.core.policy import Policy, Rule, mistakes_in
+from trenza.core.policy import Policy, Rule, TenantEntry, mistakes_in
 from trenza.core.recipe import LOCAL
 from trenza.qkd.physics.devices import DeviceClass
 
-Entry = Node | Link | Sae | Policy | Rule
-SECTIONS: Mapping[str, type[Entry]] = {"nodes": Node, "links": Link, "saes": Sae, "policies": Policy, "rules": Rule}
+Entry = Node | Link | Sae | Policy | Rule | TenantEntry
+SECTIONS: Mapping[str, type[Entry]] = {
+    "nodes": Node,
+    "links": Link,
+    "saes": Sae,
+    "policies": Policy,
+    "rules": Rule,
+    "tenants": TenantEntry,
+}
 
-_UNKNOWN = re.compile(r"no (node|SAE|policy) is called (.+)$")
+_UNKNOWN = re.compile(r"no (node|SAE|policy|tenant) is called (.+)$")
 _KEY_OF_REFERENCE = {"links": "ends", "saes": "node", "rules": "between", "policies": "allowed_nodes"}
 
 
@@ -76,6 +83,7 @@ def _mistakes_of_the_book(draft: Draft) -> Iterator[tuple[Place, str]]:
         "node": [node.name for node in scenario.nodes],
         "SAE": [sae.name for sae in scenario.saes],
         "policy": [policy.name for policy in scenario.policies],
+        "tenant": [tenant.name for tenant in scenario.tenants],
     }
     places = _places_by_label(draft)
     for mistake in mistakes_in(scenario.book(1, {node.name: "unknown:0" for node in scenario.nodes})):
@@ -110,6 +118,8 @@ def _key_meant(place: Place, mistake: str) -> Place:
         return (*place, "ladder")
     if "no policy is called" in mistake:
         return (*place, "policy")
+    if "no tenant is called" in mistake:
+        return (*place, "tenant")
     if _UNKNOWN.search(mistake) and place:
         return (*place, _KEY_OF_REFERENCE[str(place[0])])
     return place

@@ -14,7 +14,7 @@ import msgspec
 
 from trenza.base.names import LinkId, NodeId, SaeId, TenantId
 from trenza.core.keyid import SLOTS_MAX
-from trenza.core.policy import Book, LinkEntry, NodeEntry, Policy, Rule, SaeEntry
+from trenza.core.policy import Book, LinkEntry, NodeEntry, Policy, Rule, SaeEntry, TenantEntry
 
 Whole = Annotated[int, msgspec.Meta(ge=0, le=10**12)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=10**6)]
@@ -115,6 +115,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     saes: tuple[Sae, ...] = ()
     policies: tuple[Policy, ...] = ()
     rules: tuple[Rule, ...] = ()
+    tenants: tuple[TenantEntry, ...] = ()
     defaults: Defaults = Defaults()
     attribution: str = ""
     """Whose figures these are; shown wherever they are."""
@@ -139,6 +140,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             saes=tuple(SaeEntry(s.name, s.node, identity=s.identity, tenant=s.tenant) for s in self.saes),
             policies=self.policies,
             rules=self.rules,
+            tenants=self.tenants,
         )
 
     def links_of(self, node: NodeId) -> Iterator[Link]:

@@ -12,7 +12,7 @@ from trenza.app.scenario_lines import Place
 from trenza.app.scenario_model import Evidence
 
 _MARK: Final = "⟨unread"  # no name and no recipe has such a character
-_LABEL: Final = re.compile(rf"^(nodes|links|saes|policies|rules)[. ]{_MARK}[^⟩]*⟩(?: - {_MARK}[^⟩]*⟩)?(?=:)")
+_LABEL: Final = re.compile(rf"^(nodes|links|saes|policies|rules|tenants)[. ]{_MARK}[^⟩]*⟩(?: - {_MARK}[^⟩]*⟩)?(?=:)")
 
 
 def stand_in(key: str, index: int) -> object:

@@ -19,7 +19,8 @@ from trenza.cli.doors import Doors
 from trenza.cli.options import FindSite, json_option, network_options
 from trenza.cli.output import console, show_json, table
 from trenza.cli.state import Ready, Site, write_whole
-from trenza.core.policy import Book, SignedBook, bytes_to_sign, message_of, mistakes_in
+from trenza.core.policy import Book, Policy, SignedBook, TenantEntry, bytes_to_sign, message_of, mistakes_in
+from trenza.core.priority import Priority
 from trenza.wire.management import BookTaken
 
 BOOK_FILE = "book.json"
@@ -52,11 +53,14 @@ def show(file: Path | None, find_site: FindSite, as_json: bool) -> None:
         return
     out = console()
     out.print(f"Policy book version {found.version}: {len(found.nodes)} nodes, {len(found.links)} links.")
-    saes = [(sae.name, sae.node, sae.certificate_identity) for sae in found.saes]
-    out.print(table(("application", "node", "certificate"), saes))
+    saes = [(sae.name, sae.node, sae.tenant, sae.certificate_identity) for sae in found.saes]
+    out.print(table(("application", "node", "tenant", "certificate"), saes))
     policies = {policy.name: policy for policy in found.policies}
-    rules = [(*rule.between, rule.policy, " then ".join(policies[rule.policy].ladder)) for rule in found.rules]
-    out.print(table(("may share", "with", "policy", "recipes"), rules))
+    rules = [(*rule.between, *_terms(policies[rule.policy])) for rule in found.rules]
+    out.print(table(("may share", "with", "policy", "recipes", "class", "keys/s"), rules))
+    if found.tenants:
+        tenants = [(one.name, _rate(one), one.max_bits_per_day or "any", one.weight) for one in found.tenants]
+        out.print(table(("tenant", "keys/s at a node", "bits a day", "weight"), tenants))
     out.print(f"Revoked certificates: {len(found.revoked)}.")
 
 
@@ -90,6 +94,18 @@ def install(file: Path, find_site: FindSite, as_json: bool) -> None:
         show_json({"version": installed, "nodes": sorted(site.ready().nodes)})
     else:
         click.echo(f"Every node follows version {installed} of the policy book.")
+
+
+def _terms(policy: Policy) -> tuple[str, str, str, str]:
+    priority = Priority(policy.priority)
+    return policy.name, " then ".join(policy.ladder), f"{priority.value} {priority}", _rate(policy)
+
+
+def _rate(limited: Policy | TenantEntry) -> str:
+    if not limited.max_keys_per_second:
+        return "any"
+    burst = f", {limited.burst} at once" if limited.burst else ""
+    return f"{limited.max_keys_per_second:g}{burst}"
 
 
 def read_book(file: Path) -> Book:

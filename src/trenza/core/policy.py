@@ -5,12 +5,14 @@ it trusts signed it and its version is greater than the one it has; the controll
 withhold a book but not alter one. Pure: where the book comes from and where it is kept is another's concern.
 
 Nothing degrades silently: a pair's policy is a ladder of recipes, tried from the first to the last, and the recipe
-used is told to the application. A pair without a rule may share nothing.
+used is told to the application. A pair without a rule may share nothing. The book also says who gets how much where
+there is too little: classes, rates, tenants (docs/adr/0016-shares.md).
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 
@@ -20,9 +22,18 @@ from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
 
 from trenza.base.errors import AuthenticationError, InvalidDocumentError, InvalidRequestError, StaleError
 from trenza.base.names import LinkId, NodeId, SaeId, TenantId, is_name
+from trenza.core.priority import DEFAULT, Priority
 from trenza.core.recipe import WRAPPED, Recipe, recipe_named
 
 _SIGNATURE_CONTEXT = b"trenza policy book v1"
+
+DEFAULT_TENANT = TenantId("default")
+"""Whose an SAE is if nothing is said; it need not be listed."""
+
+_HOW_MUCH = frozenset({"priority", "max_keys_per_second", "burst"})
+"""Fields of a policy that say who gets how much, and nothing of what a key is made of."""
+
+_RATE_MAX = 1e9
 
 
 class NodeEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,15 +65,25 @@ class SaeEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: SaeId
     node: NodeId
     identity: str = ""  # the one identity its certificate must carry; empty: urn:trenza:sae:NAME
-    tenant: TenantId = TenantId("default")
+    tenant: TenantId = DEFAULT_TENANT
 
     @property
     def certificate_identity(self) -> str:
         return self.identity or f"urn:trenza:sae:{self.name}"
 
 
+class TenantEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A customer: how much its SAEs may ask for as initiators, together, at each node. 0 stands for no limit."""
+
+    name: TenantId
+    max_keys_per_second: float = 0.0
+    burst: int = 0  # keys at once; 0: one second's worth
+    max_bits_per_day: int = 0  # key bits issued between two UTC midnights
+    weight: int = 1  # of its share of scarce key, beside other tenants
+
+
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
-    """What keys of a pair must be made of, and how far that may degrade."""
+    """What keys of a pair must be made of, how far that may degrade, and who goes first."""
 
     name: str
     ladder: tuple[str, ...]  # recipe names, best first; the first that can be served is used
@@ -73,6 +94,9 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True)
     min_key_size: int = 64
     max_key_size: int = 4_096
     default_key_size: int = 256
+    priority: int = DEFAULT.value  # core.priority.Priority
+    max_keys_per_second: float = 0.0  # of each pair, in each direction; 0: no limit
+    burst: int = 0  # keys at once; 0: one second's worth
 
     @cached_property
     def recipes(self) -> tuple[Recipe, ...]:
@@ -80,8 +104,12 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True)
 
     @cached_property
     def digest(self) -> bytes:
-        """Return the 48 bytes that bind this policy, whole, into every key issued under it."""
-        return hashlib.sha384(b"trenza policy v1" + msgspec.json.encode(self, order="sorted")).digest()
+        """Return the 48 bytes that bind into every key all that this policy says of what keys are made of.
+
+        Who gets how much is left out: it may change while keys wait to be fetched.
+        """
+        said = {name: getattr(self, name) for name in self.__struct_fields__ if name not in _HOW_MUCH}
+        return hashlib.sha384(b"trenza policy v1" + msgspec.json.encode(said, order="sorted")).digest()
 
 
 class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -101,6 +129,7 @@ class Book(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     policies: tuple[Policy, ...]
     rules: tuple[Rule, ...]
     revoked: tuple[str, ...] = ()  # SHA-256 fingerprints (hex) of certificates that are refused
+    tenants: tuple[TenantEntry, ...] = ()  # those not listed have no limits and the weight 1
 
     @cached_property
     def node_by_name(self) -> Mapping[NodeId, NodeEntry]:
@@ -121,6 +150,14 @@ class Book(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     @cached_property
     def sae_by_identity(self) -> Mapping[str, SaeEntry]:
         return {sae.certificate_identity: sae for sae in self.saes}
+
+    @cached_property
+    def tenant_by_name(self) -> Mapping[TenantId, TenantEntry]:
+        return {tenant.name: tenant for tenant in self.tenants}
+
+    def tenant_of(self, sae: SaeEntry) -> TenantEntry:
+        """Return the terms of an SAE's tenant. Of a pair across two tenants, those of the initiator's count."""
+        return self.tenant_by_name.get(sae.tenant) or TenantEntry(sae.tenant)
 
     @cached_property
     def revoked_fingerprints(self) -> frozenset[str]:
@@ -219,6 +256,7 @@ def mistakes_in(book: Book) -> tuple[str, ...]:
         if link.ends[0] == link.ends[1]:
             found.append(f"links.{link.name}: both ends are {link.ends[0]}")
     found += [f"saes.{sae.name}: no node is called {sae.node}" for sae in book.saes if sae.node not in nodes]
+    found += _mistakes_in_tenants(book)
     for policy in book.policies:
         found += _mistakes_in_policy(policy, nodes)
     for rule in book.rules:
@@ -250,7 +288,35 @@ def _mistakes_in_policy(policy: Policy, nodes: frozenset[str]) -> list[str]:
         found.append(f"{where}: sizes are multiples of 8 with 0 < min <= default <= max <= 8192 bits")
     if policy.max_hops < 1 or policy.max_age_s < 1 or policy.key_lifetime_s < 1:
         found.append(f"{where}: max_hops, max_age_s and key_lifetime_s are at least 1")
+    if policy.priority not in set(Priority):
+        found.append(f"{where}: priority is one of {', '.join(f'{one.value} ({one})' for one in Priority)}")
+    return found + _mistakes_in_rate(where, policy)
+
+
+def _mistakes_in_tenants(book: Book) -> list[str]:
+    found: list[str] = []
+    tenants = _unique(found, "tenants", [tenant.name for tenant in book.tenants])
+    for tenant in book.tenants:
+        where = f"tenants.{tenant.name}"
+        found += _mistakes_in_rate(where, tenant)
+        if tenant.max_bits_per_day < 0:
+            found.append(f"{where}: max_bits_per_day is at least 0; 0 stands for no limit")
+        if not 1 <= tenant.weight <= 1_000:
+            found.append(f"{where}: weight is 1 to 1000")
+    if tenants:
+        known = {*tenants, DEFAULT_TENANT}
+        unknown = [sae for sae in book.saes if sae.tenant not in known]
+        found += [f"saes.{sae.name}: no tenant is called {sae.tenant}" for sae in unknown]
     return found
+
+
+def _mistakes_in_rate(where: str, limited: Policy | TenantEntry) -> list[str]:
+    rate = limited.max_keys_per_second
+    if not (math.isfinite(rate) and 0 <= rate <= _RATE_MAX and 0 <= limited.burst <= _RATE_MAX):
+        return [f"{where}: max_keys_per_second and burst are 0 (no limit; one second's worth) to {_RATE_MAX:.0f}"]
+    if limited.burst and not rate:
+        return [f"{where}: burst without max_keys_per_second means nothing"]
+    return []
 
 
 def _unique(found: list[str], what: str, names: list[str]) -> frozenset[str]:
@@ -258,7 +324,7 @@ def _unique(found: list[str], what: str, names: list[str]) -> frozenset[str]:
     for name in names:
         if name in seen:
             found.append(f"{what}: {name} appears more than once")
-        if what in {"nodes", "links", "saes"} and not is_name(name):
+        if what in {"nodes", "links", "saes", "tenants"} and not is_name(name):
             found.append(f"{what}: {name!r} is not a name (1 to 64 characters of RFC 3986)")
         seen.add(name)
     return frozenset(seen)
