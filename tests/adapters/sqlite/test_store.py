@@ -197,15 +197,6 @@ def test_what_is_not_a_store_is_refused_and_left_alone(tmp_path) -> None:
     assert file.read_bytes() == content
 
 
-def test_a_file_of_a_newer_release_is_refused(tmp_path) -> None:
-    asyncio.run(SqliteStore.open(tmp_path).close())
-    connection = apsw.Connection(str(tmp_path / "store.db"))
-    connection.pragma("user_version", 2)
-    connection.close()
-    with pytest.raises(InvalidDocumentError, match="newer release"):
-        SqliteStore.open(tmp_path)
-
-
 def test_what_was_deleted_is_not_in_the_files_after_a_close(tmp_path) -> None:
     marks = [b"remember-me-%03d" % n for n in range(50)]
 

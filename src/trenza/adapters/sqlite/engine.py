@@ -180,7 +180,9 @@ class Engine:
     def _where_it_stands(self) -> tuple[int, ChainHead]:
         counter: int = self._execute("SELECT counter FROM store_state").get
         last: list[Any] = self._execute("SELECT sequence, hash FROM ledger ORDER BY sequence DESC LIMIT 1").fetchall()
-        return counter, ChainHead(*last[0]) if last else ChainHead()
+        if not last:
+            last = self._execute("SELECT sequence, hash FROM ledger_start").fetchall()
+        return counter, ChainHead(*last[0])
 
     def _roll_back(self) -> None:
         try:

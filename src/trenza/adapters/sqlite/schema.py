@@ -1,6 +1,7 @@
 """The store's file: its tables, its version, and how a connection to it must be set up.
 
-A file that is not ours, or was written by a newer Trenza, is refused and left as it is.
+A file of an earlier version is brought to this one by the migrations in between, in one transaction: a crash leaves
+the earlier version whole. A file that is not ours, or was written by a newer Trenza, is refused and left as it is.
 
 Settings (sqlite.org/pragma.html): WAL with synchronous=FULL syncs the log at every commit, so what was acknowledged
 survives power loss; secure_delete=ON overwrites what is deleted. Checkpoints are the writer's own affair.
@@ -8,13 +9,16 @@ survives power loss; secure_delete=ON overwrites what is deleted. Checkpoints ar
 
 from __future__ import annotations
 
+import logging
+from types import MappingProxyType
+
 import apsw
 
 from trenza.base.errors import InvalidDocumentError
-from trenza.kms.ports import Table
+
+_log = logging.getLogger(__name__)
 
 APPLICATION_ID = 0x54525A41  # "TRZA", in the file's header
-VERSION = 1
 
 _PATIENCE_MS = 1_000  # with another tool that looks into the file
 
@@ -26,25 +30,49 @@ _SETTINGS = (
     "PRAGMA wal_autocheckpoint=0",
 )
 
-_ROWS = tuple(
-    f"CREATE TABLE {table.value} (key BLOB PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID" for table in Table
-)
 
-_LEDGER = (
-    """CREATE TABLE ledger (
-        sequence INTEGER PRIMARY KEY, time INTEGER NOT NULL, kind TEXT NOT NULL,
-        body BLOB NOT NULL, hash BLOB NOT NULL, terms TEXT NOT NULL  -- JSON, as the hash covers them
-    ) STRICT""",
-    "CREATE INDEX ledger_time ON ledger (time)",
-    "CREATE INDEX ledger_kind ON ledger (kind, sequence)",
-    """CREATE TABLE ledger_term (
-        term TEXT NOT NULL, sequence INTEGER NOT NULL, PRIMARY KEY (term, sequence)
-    ) STRICT, WITHOUT ROWID""",
-    "CREATE TABLE store_state (id INTEGER PRIMARY KEY CHECK (id = 1), counter INTEGER NOT NULL) STRICT",
-    "INSERT INTO store_state VALUES (1, 0)",
-    f"PRAGMA application_id={APPLICATION_ID}",
-    f"PRAGMA user_version={VERSION}",
+def _rows(table: str) -> str:
+    return f"CREATE TABLE {table} (key BLOB PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID"
+
+
+MIGRATIONS = MappingProxyType(
+    {
+        1: (
+            _rows("meta"),
+            _rows("link_block"),
+            _rows("link_used"),
+            _rows("session"),
+            _rows("segment"),
+            _rows("segment_bytes"),
+            _rows("window"),
+            _rows("delivered"),
+            _rows("wrapped"),
+            """CREATE TABLE ledger (
+                sequence INTEGER PRIMARY KEY, time INTEGER NOT NULL, kind TEXT NOT NULL,
+                body BLOB NOT NULL, hash BLOB NOT NULL, terms TEXT NOT NULL  -- JSON, as the hash covers them
+            ) STRICT""",
+            "CREATE INDEX ledger_time ON ledger (time)",
+            "CREATE INDEX ledger_kind ON ledger (kind, sequence)",
+            """CREATE TABLE ledger_term (
+                term TEXT NOT NULL, sequence INTEGER NOT NULL, PRIMARY KEY (term, sequence)
+            ) STRICT, WITHOUT ROWID""",
+            "CREATE TABLE store_state (id INTEGER PRIMARY KEY CHECK (id = 1), counter INTEGER NOT NULL) STRICT",
+            "INSERT INTO store_state VALUES (1, 0)",
+            f"PRAGMA application_id={APPLICATION_ID}",
+        ),
+        2: (  # the entry before the first that is kept: a ledger whose old entries were taken away goes on from there
+            """CREATE TABLE ledger_start (
+                id INTEGER PRIMARY KEY CHECK (id = 1), sequence INTEGER NOT NULL, hash BLOB NOT NULL
+            ) STRICT""",
+            "INSERT INTO ledger_start VALUES (1, 0, zeroblob(48))",
+        ),
+    }
 )
+"""By version, what brings a file of the version before to it. Never change one that a release has: add another.
+
+A new member of kms.ports.Table needs one, with its `_rows`."""
+
+VERSION = max(MIGRATIONS)
 
 
 def connect(path: str, *, vfs: str | None = None) -> apsw.Connection:
@@ -65,31 +93,44 @@ def connect(path: str, *, vfs: str | None = None) -> apsw.Connection:
 
 
 def prepare(connection: apsw.Connection) -> None:
-    """Create the tables in an empty file, or check that the file is a store of this version.
+    """Create the tables in an empty file, or bring a store of an earlier version to this one.
 
     Raises:
         InvalidDocumentError: it is another program's file or a newer Trenza's; it was not touched.
     """
-    if _is_fresh(connection):
-        connection.pragma("journal_mode", "WAL")
-        with connection:  # all or nothing: a crash here leaves an empty file
-            for statement in (*_ROWS, *_LEDGER):
-                connection.execute(statement)
-        return
+    version = version_of(connection)
     connection.pragma("journal_mode", "WAL")
-    # What a killed predecessor had written to the log but not yet synced is visible now: make it durable before
-    # anyone acts on it, or a power loss could take it back.
-    connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+    if version:
+        # What a killed predecessor had written to the log but not yet synced is visible now: make it durable before
+        # anyone acts on it, or a power loss could take it back.
+        connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+    if version < VERSION:
+        _migrate(connection, version)
 
 
-def _is_fresh(connection: apsw.Connection) -> bool:
+def version_of(connection: apsw.Connection) -> int:
+    """Return the version of the store that a connection leads to; 0 for an empty file.
+
+    Raises:
+        InvalidDocumentError: it is another program's file or a newer Trenza's.
+    """
     application, version = connection.pragma("application_id"), connection.pragma("user_version")
     tables = connection.execute("SELECT count(*) FROM sqlite_schema").get
     if application == 0 and version == 0 and tables == 0:
-        return True
+        return 0
     if application != APPLICATION_ID:
         raise InvalidDocumentError(connection.filename, ("it is a database of another program, not a Trenza store",))
     if version > VERSION:
         mistake = f"it has format {version}; this Trenza reads up to {VERSION}: use the newer release that wrote it"
         raise InvalidDocumentError(connection.filename, (mistake,))
-    return False
+    return int(version)
+
+
+def _migrate(connection: apsw.Connection, version: int) -> None:
+    with connection:  # all or nothing: a crash here leaves an empty file, or the earlier version
+        for number in range(version + 1, VERSION + 1):
+            for statement in MIGRATIONS[number]:
+                connection.execute(statement)
+        connection.pragma("user_version", VERSION)
+    if version:
+        _log.info("the store %s was brought from format %d to %d", connection.filename, version, VERSION)
