@@ -1,9 +1,11 @@
 """What every implementation of kms.ports.Sealer must do; used like store_contract.
 
-`make_sealer` opens the same keyring each time it is called; `close` lets go of one.
+`make_sealer` opens the same keyring each time it is called, at once or as something to be awaited; `close` lets go of
+one.
 """
 
 import asyncio
+import inspect
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -12,15 +14,20 @@ from trenza.base.errors import AuthenticationError
 from trenza.base.secret import Secret
 from trenza.kms.ports import Sealed, Sealer
 
-MakeSealer = Callable[[], Sealer]
+MakeSealer = Callable[[], Sealer | Awaitable[Sealer]]
 Close = Callable[[Sealer], Awaitable[None]]
 Clause = Callable[[MakeSealer, Close], Awaitable[None]]
 
 SEGMENT = b"the bits of a segment" * 10
 
 
-async def what_was_sealed_is_unsealed(make_sealer: MakeSealer, close: Close) -> None:
+async def opened(make_sealer: MakeSealer) -> Sealer:
     sealer = make_sealer()
+    return await sealer if inspect.isawaitable(sealer) else sealer
+
+
+async def what_was_sealed_is_unsealed(make_sealer: MakeSealer, close: Close) -> None:
+    sealer = await opened(make_sealer)
     sealed = await sealer.seal(Secret.of(SEGMENT), associated=b"pool 1")
     assert SEGMENT not in sealed.box
     assert await sealer.unseal(sealed, associated=b"pool 1") == Secret.of(SEGMENT)
@@ -32,7 +39,7 @@ async def what_was_sealed_is_unsealed(make_sealer: MakeSealer, close: Close) -> 
 
 
 async def a_box_opens_only_in_its_own_place(make_sealer: MakeSealer, close: Close) -> None:
-    sealer = make_sealer()
+    sealer = await opened(make_sealer)
     one, other = [await sealer.seal(SEGMENT, associated=b"pool 1") for _ in range(2)]
     assert one.handle != other.handle
     assert one.box != other.box
@@ -52,12 +59,12 @@ async def a_box_opens_only_in_its_own_place(make_sealer: MakeSealer, close: Clos
 
 
 async def an_erased_box_never_opens_again(make_sealer: MakeSealer, close: Close) -> None:
-    sealer = make_sealer()
+    sealer = await opened(make_sealer)
     kept, gone = [await sealer.seal(SEGMENT, associated=b"p") for _ in range(2)]
     await sealer.erase([gone.handle])
     await sealer.erase([gone.handle])
     await close(sealer)
-    sealer = make_sealer()
+    sealer = await opened(make_sealer)
     with pytest.raises(AuthenticationError):
         await sealer.unseal(gone, associated=b"p")
     assert await sealer.unseal(kept, associated=b"p") == Secret.of(SEGMENT)
@@ -65,7 +72,7 @@ async def an_erased_box_never_opens_again(make_sealer: MakeSealer, close: Close)
 
 
 async def erasing_an_old_handle_spares_whoever_came_after(make_sealer: MakeSealer, close: Close) -> None:
-    sealer = make_sealer()
+    sealer = await opened(make_sealer)
     old = await sealer.seal(SEGMENT, associated=b"p")
     await sealer.erase([old.handle])
     later = [await sealer.seal(SEGMENT, associated=b"p") for _ in range(5_000)]  # more than a keyring has at first
@@ -79,7 +86,7 @@ async def erasing_an_old_handle_spares_whoever_came_after(make_sealer: MakeSeale
 
 
 async def many_at_once_do_not_mix(make_sealer: MakeSealer, close: Close) -> None:
-    sealer = make_sealer()
+    sealer = await opened(make_sealer)
 
     async def live_and_die(number: int) -> None:
         for _ in range(5):

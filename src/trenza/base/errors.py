@@ -9,6 +9,7 @@
      |   +- NotEnoughKeyError    no recipe of the policy can be served now
      |   +- PeerUnavailableError the other node did not answer in time
      |   +- StoreUnavailableError the store could not commit; what it was to record is doubtful
+     |   |   +- FencedError      another instance leads the node now, or the database is another; nothing was written
      |   +- DeviceUnavailableError a QKD device did not answer or refused
      |   +- EntropyError         the random generator is not healthy
      +- RemoteProtocolError      another party broke a protocol
@@ -105,6 +106,12 @@ class StoreUnavailableError(UnavailableError):
     """The store did not confirm a commit; what was to be recorded is doubtful and is never used again."""
 
     code = "store-unavailable"
+
+
+class FencedError(StoreUnavailableError):
+    """This instance acts under a lead that is no longer the node's: nothing was written, nor will be under it."""
+
+    code = "fenced"
 
 
 class DeviceUnavailableError(UnavailableError):

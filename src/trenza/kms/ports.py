@@ -54,6 +54,18 @@ class Insert:
 
 
 @dataclass(frozen=True, slots=True)
+class Expect:
+    """Write nothing unless the row is as given; otherwise the whole commit raises ConflictError (compare and set).
+
+    What is compared is the row as the changes before this one, in the same commit, leave it.
+    """
+
+    table: Table
+    key: bytes
+    value: bytes | None  # None: there must be no such row
+
+
+@dataclass(frozen=True, slots=True)
 class Delete:
     """Remove a row if it is there; its bytes are overwritten, not only unlinked."""
 
@@ -79,7 +91,7 @@ class Append:
     terms: tuple[str, ...] = ()  # what it can be found by: "node:…", "segment:…", "window:…", "key:…"
 
 
-Change = Put | Insert | Delete | DeletePrefix | Append
+Change = Put | Insert | Expect | Delete | DeletePrefix | Append
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +134,9 @@ class Store(Protocol):
           ConflictError nothing of it was written; when it raises StoreUnavailableError it may or may not have been.
         - Commits take effect in the order in which `commit` was called.
         - Several concurrent commits may share one fsync; a conflict in one does not touch the others.
+        - Several stores may be open on one memory (instances of one node). Their commits are ordered one after the
+          other, ledger and counter are common to all, and `commit` raises FencedError, writing nothing, once the
+          lead that the store was opened for is no longer the node's.
     """
 
     async def commit(self, changes: Sequence[Change]) -> None:
@@ -145,7 +160,10 @@ class Store(Protocol):
         ...
 
     def counter(self) -> int:
-        """Return the number of commit groups this store ever made durable; restored copies show a smaller one."""
+        """Return the number of commit groups ever made durable here; restored copies show a smaller one.
+
+        Of a memory that other instances write too, this is what it was when this store last committed or looked.
+        """
         ...
 
     async def close(self) -> None:

@@ -17,6 +17,7 @@ from uuid import UUID
 import msgspec
 
 from trenza.base.errors import (
+    FencedError,
     RefusedError,
     RemoteProtocolError,
     StoreUnavailableError,
@@ -44,7 +45,7 @@ from trenza.wire.peer import Done, WrapCommit, WrapOffer, WrapVoid
 MAC_BITS = bits_of_bytes(hop.MAC_KEY_BYTES)
 """The braid that carries a key is this much longer than the key."""
 
-_LATER = frozenset({UnavailableError.code, StoreUnavailableError.code})
+_LATER = frozenset({UnavailableError.code, StoreUnavailableError.code, FencedError.code})
 """Refusals after which a void is told again."""
 
 

@@ -17,12 +17,13 @@ import msgspec
 from trenza.adapters.sqlite.reading import after_prefix
 from trenza.base.errors import ConflictError, StoreUnavailableError
 from trenza.core.chain import chain_hash
-from trenza.kms.ports import Append, ChainHead, Change, Delete, DeletePrefix, Insert, Put, Table
+from trenza.kms.ports import Append, ChainHead, Change, Delete, DeletePrefix, Expect, Insert, Put, Table
 
 _log = logging.getLogger(__name__)
 
 _PUT = {table: f"INSERT OR REPLACE INTO {table.value} VALUES (?, ?)" for table in Table}  # noqa: S608 - a closed list
 _INSERT = {table: f"INSERT INTO {table.value} VALUES (?, ?)" for table in Table}  # noqa: S608
+_VALUE = {table: f"SELECT value FROM {table.value} WHERE key = ?" for table in Table}  # noqa: S608
 _DELETE = {table: f"DELETE FROM {table.value} WHERE key = ?" for table in Table}  # noqa: S608
 _DELETE_FROM = {table: f"DELETE FROM {table.value} WHERE key >= ?" for table in Table}  # noqa: S608
 _DELETE_RANGE = {table: f"DELETE FROM {table.value} WHERE key >= ? AND key < ?" for table in Table}  # noqa: S608
@@ -117,7 +118,7 @@ class Engine:
 
     def _commit(self, changes: Sequence[Change]) -> Outcome:
         """Write one commit inside the open transaction, or nothing of it."""
-        if not any(isinstance(change, Insert) for change in changes[1:]):
+        if not any(isinstance(change, Insert | Expect) for change in changes[1:]):
             try:
                 self._write(changes)
             except ConflictError as conflict:  # by the first change, so nothing was written before it
@@ -142,6 +143,8 @@ class Engine:
                     self._execute(_PUT[table], (key, value))
                 case Insert(table, key, value):
                     self._insert(table, key, value)
+                case Expect(table, key, value):
+                    self._expect(table, key, value)
                 case Delete(table, key):
                     self._execute(_DELETE[table], (key,))
                 case DeletePrefix(table, prefix):
@@ -156,6 +159,11 @@ class Engine:
             if error.extendedresult != apsw.SQLITE_CONSTRAINT_PRIMARYKEY:  # type: ignore[attr-defined]  # not in its stubs
                 raise
             raise ConflictError(f"a row of {table.value} that was to be written once is there already") from None
+
+    def _expect(self, table: Table, key: bytes, value: bytes | None) -> None:
+        found: list[Any] = self._execute(_VALUE[table], (key,)).fetchall()
+        if (found[0][0] if found else None) != value:
+            raise ConflictError(f"a row of {table.value} is not what it was expected to be")
 
     def _delete_prefix(self, table: Table, prefix: bytes) -> None:
         if not prefix:
