@@ -6,18 +6,15 @@ import asyncio
 import contextlib
 import secrets
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import measure
 import msgspec
 import uvloop
 from OpenSSL import SSL
-
-sys.path.insert(0, str(Path(__file__).parent))
-import measure
 
 from trenza.adapters.sqlite import SqliteStore
 from trenza.app.pki import CertificateAuthority, KeyType

@@ -1,13 +1,18 @@
-"""The load: clients that fetch each key at both ends and compare, as fast as they are answered.
+"""The load: clients that ask for keys, fetch them at the other end and compare, as fast as they are answered.
 
-A process of its own. Each client holds one connection to the initiator's node and one to the target's, and asks for
-one thing at a time: a key (`enc_keys`), then the same key by its ID (`dec_keys`); that is one *pair*. Every pair is
-compared, and over the whole life of the process no key ID and no key may come twice.
+A process of its own. Each client holds one connection to each node that it speaks with and asks one thing at a time.
+What it asks is the plan's *kind*:
 
-    python bench/load.py READY.json --initiator sae-alice --target sae-bob --clients 16 --seconds 5
+    pairs     a key (`enc_keys`), then the same key by its ID (`dec_keys`): one pair, both ends compared
+    issue     a key, again and again; nobody fetches it
+    constant  as `issue`, of a server that always answers the same
+
+Over the whole life of the process no key ID and no key may come twice, except from a constant.
+
+    python bench/load.py READY.json --initiator sae-alice --target sae-bob --connections 16 --seconds 5
 
 READY.json is what `trenza up --ready-file` writes. With `--rounds`, each line of the standard input is one more plan,
-such as {"clients": 16, "seconds": 5}, and each is answered by one line.
+such as {"kind": "issue", "connections": 16, "seconds": 5}, and each is answered by one line.
 """
 
 from __future__ import annotations
@@ -15,29 +20,30 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import hashlib
 import resource
 import sys
 import time
 from array import array
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import cycle
 from pathlib import Path
-from typing import Any, cast
-from urllib.parse import urlsplit
+from typing import Any, Literal
 
-import httptools
+import measure
 import msgspec
 import uvloop
+from client import Doors, Line
 
-sys.path.insert(0, str(Path(__file__).parent))
-import measure
-
-from trenza.net.tls import TlsIdentity, client_context
-from trenza.net.tls_transport import Terms, TlsTransport, connect
-from trenza.wire.etsi014 import Method, path_of
+from trenza.wire.etsi014 import Method
 
 PAUSE_AFTER_REFUSAL_S = 0.005
 KEY = b'{"number":1,"size":256}'
+KEY_ID_BODY_BYTES = len('{"key_IDs":[{"key_ID":""}]}') + 36
+DIGEST_BYTES = 16
+
+Kind = Literal["pairs", "issue", "constant"]
 
 
 class KeyEntry(msgspec.Struct, rename={"key_id": "key_ID"}):
@@ -53,10 +59,13 @@ _read_container = msgspec.json.Decoder(Container).decode
 
 
 class Plan(msgspec.Struct, forbid_unknown_fields=True):
-    clients: int
+    kind: Kind
+    connections: int
     seconds: float
+    per_second: float = 0.0  # requests for a key, of all connections together; 0: as fast as they are answered
     warm_up_s: float = 0.5
-    watched: tuple[int, ...] = ()  # processes whose CPU time is read when the clock starts and stops
+    saes: tuple[tuple[str, tuple[str, ...]], ...] = ()  # initiators, each with its targets in turn; empty: as started
+    watched: dict[str, int] = {}  # processes whose CPU time is read when the clock starts and stops
 
 
 class Latency(msgspec.Struct):
@@ -69,82 +78,70 @@ class Latency(msgspec.Struct):
 
 
 class Result(msgspec.Struct):
-    clients: int
+    kind: Kind
+    connections: int
     seconds: float
+    issued: int  # enc_keys answered 200 while the clock ran
     pairs: int
-    requests: int
     missing: int  # dec_keys refused (400, 401), of a key that enc_keys had just given
     different: int
     repeated: int
     refused: int  # 503
     failed: int  # any other answer, and connections that ended
-    pairs_per_s: float
-    requests_per_s: float
     enc: Latency | None
     dec: Latency | None
-    client_cpu_us_per_request: float
-    client_cpu_share: float
-    watched_cpu_s: float
+    client_cpu_s: float
+    cpu_s: dict[str, float]  # of the watched processes
+    machine_busy_s: float  # of all processes of this machine
+
+    @property
+    def issued_per_s(self) -> float:
+        return self.issued / self.seconds
+
+    @property
+    def pairs_per_s(self) -> float:
+        return self.pairs / self.seconds
+
+    @property
+    def client_share(self) -> float:
+        """Return how much of one CPU the load used: near 1, it is the load that was measured."""
+        return self.client_cpu_s / self.seconds
+
+    @property
+    def others_share(self) -> float:
+        """Return how many CPUs were used by processes that have nothing to do with this."""
+        ours = self.client_cpu_s + sum(self.cpu_s.values())
+        return max(0.0, self.machine_busy_s - ours) / self.seconds
+
+    def cpu_us(self, *servers: str) -> float:
+        """Return the CPU time that the named servers spent per key issued."""
+        return 1e6 * sum(self.cpu_s[name] for name in servers) / max(self.issued, 1)
 
 
-class Line(asyncio.Protocol):
-    """One kept connection: one question at a time."""
+class Seen:
+    """Every key ID and every key, for the whole life of the process: 16 bytes of each."""
 
     def __init__(self) -> None:
-        self._parser = httptools.HttpResponseParser(self)
-        self._transport: TlsTransport | None = None
-        self._answered: Callable[[int, bytes], None] | None = None
-        self._body: list[bytes] = []
-        self.asked_ns = 0
+        self._seen: set[bytes] = set()
 
-    def ask(self, request: bytes, answered: Callable[[int, bytes], None]) -> None:
-        self._answered = answered
-        if self._transport is None:
-            self._end(0)
-            return
-        self._body = []
-        self.asked_ns = time.perf_counter_ns()
-        self._transport.write(request)
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("TlsTransport", transport)
-
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        self._transport = None
-        self._end(0)
-
-    def data_received(self, data: bytes) -> None:
-        self._parser.feed_data(data)
-
-    def on_body(self, body: bytes) -> None:
-        self._body.append(body)
-
-    def on_message_complete(self) -> None:
-        self._end(self._parser.get_status_code())
-
-    def close(self) -> None:
-        if self._transport is not None:
-            self._transport.close()
-
-    def _end(self, status: int) -> None:
-        answered, self._answered = self._answered, None
-        if answered is not None:
-            answered(status, b"".join(self._body))
+    def is_new(self, entry: KeyEntry) -> bool:
+        """Take a key in; tell whether neither it nor its ID was there."""
+        before = len(self._seen)
+        self._seen.add(bytes.fromhex(entry.key_id.replace("-", "")))
+        self._seen.add(hashlib.blake2b(entry.key.encode(), digest_size=DIGEST_BYTES).digest())
+        return len(self._seen) == before + 2
 
 
 class Tally:
-    """What all clients saw while the clock ran."""
+    """What all clients saw. Faults count always, everything else while the clock runs."""
 
     def __init__(self) -> None:
-        self.running = False
-        self.counts: Counter[str] = Counter()
-        self.enc_ns = array("q")
-        self.dec_ns = array("q")
-        self.seen: set[str] = set()  # key IDs and keys, for the whole life of the process
+        self.seen = Seen()
+        self.begin(running=False)
 
-    def start(self) -> None:
-        self.running = True
-        self.counts.clear()
+    def begin(self, *, running: bool) -> None:
+        self.running = running
+        self.counts: Counter[str] = Counter()
         self.enc_ns = array("q")
         self.dec_ns = array("q")
 
@@ -153,30 +150,66 @@ class Tally:
             self.counts[what] += 1
 
 
-class Client:
-    """Asks both ends in turn until told to stop."""
+class Pace:
+    """When one client may ask again."""
 
-    def __init__(self, tally: Tally, initiator: Line, target: Line, *, enc: bytes, dec_head: bytes) -> None:
+    def __init__(self, interval_s: float, offset_s: float) -> None:
+        self._interval_s = interval_s
+        self._due = asyncio.get_running_loop().time() + offset_s
+
+    def wait_s(self) -> float:
+        """Return how long to wait now; what came too late is not made up for beyond one interval."""
+        if not self._interval_s:
+            return 0.0
+        now = asyncio.get_running_loop().time()
+        self._due = max(self._due + self._interval_s, now - self._interval_s)
+        return self._due - now
+
+
+class Target:
+    """The requests of one initiator for one target."""
+
+    def __init__(self, doors: Doors, initiator: str, target: str) -> None:
+        self.enc = doors.head(initiator, Method.GET_KEY, target) + b"%d\r\n\r\n%b" % (len(KEY), KEY)
+        head = doors.head(target, Method.GET_KEY_WITH_IDS, initiator)
+        self._dec = head + b'%d\r\n\r\n{"key_IDs":[{"key_ID":"' % KEY_ID_BODY_BYTES
+
+    def dec(self, key_id: str) -> bytes:
+        return self._dec + key_id.encode() + b'"}]}'
+
+
+class Client:
+    """Asks again and again until told to stop."""
+
+    def __init__(
+        self, tally: Tally, kind: Kind, targets: Sequence[tuple[Target, Line | None]], initiator: Line, pace: Pace
+    ) -> None:
         self._tally = tally
+        self._checks = kind != "constant"
+        self._targets = cycle(targets)
         self._initiator = initiator
-        self._target = target
-        self._enc = enc
-        self._dec_head = dec_head
+        self._pace = pace
         self._issued = KeyEntry("", "")
         self._stopping = False
         self.stopped = asyncio.get_running_loop().create_future()
-
-    def once(self) -> None:
-        self._stopping = True
-        self.start()
+        self._target, self._fetcher = next(self._targets)
 
     def start(self) -> None:
-        self._initiator.ask(self._enc, self._enc_answered)
+        self._target, self._fetcher = next(self._targets)
+        self._initiator.ask(self._target.enc, self._enc_answered)
 
     def stop(self) -> None:
         self._stopping = True
 
     def _next(self) -> None:
+        if self._stopping:
+            self.stopped.set_result(None)
+        elif (wait_s := self._pace.wait_s()) > 0:
+            asyncio.get_running_loop().call_later(wait_s, self._start_unless_stopped)
+        else:
+            self.start()
+
+    def _start_unless_stopped(self) -> None:
         if self._stopping:
             self.stopped.set_result(None)
         else:
@@ -190,30 +223,34 @@ class Client:
         if tally.running:
             tally.enc_ns.append(time.perf_counter_ns() - self._initiator.asked_ns)
         (self._issued,) = _read_container(body).keys
-        for text in (self._issued.key_id, self._issued.key):
-            if text in tally.seen:
-                tally.counts["repeated"] += 1
-            tally.seen.add(text)
-        self._target.ask(self._dec_head + self._issued.key_id.encode() + b'"}]}', self._dec_answered)
+        if self._checks and not tally.seen.is_new(self._issued):
+            tally.counts["repeated"] += 1
+        if self._fetcher is None:
+            self._next()
+        else:
+            self._fetcher.ask(self._target.dec(self._issued.key_id), self._dec_answered)
 
     def _dec_answered(self, status: int, body: bytes) -> None:
+        assert self._fetcher is not None
         if status in {400, 401}:
-            self._tally.counts["missing"] += 1  # a fault of the service, whether or not the clock runs
+            self._tally.counts["missing"] += 1
             self._next()
             return
         if status != 200:
             self._not_served(status)
             return
         if self._tally.running:
-            self._tally.dec_ns.append(time.perf_counter_ns() - self._target.asked_ns)
-            self._tally.counts["pairs"] += 1
+            self._tally.dec_ns.append(time.perf_counter_ns() - self._fetcher.asked_ns)
         (fetched,) = _read_container(body).keys
         if fetched != self._issued:
             self._tally.counts["different"] += 1
         self._next()
 
     def _not_served(self, status: int) -> None:
-        self._tally.count("refused" if status == 503 else "failed")
+        if status != 503:
+            self._tally.counts["failed"] += 1
+        else:
+            self._tally.count("refused")
         if status == 0:  # the line is gone
             self.stopped.set_result(None)
             return
@@ -221,92 +258,96 @@ class Client:
 
 
 class Load:
-    """The two ends of one SAE pair, found in a ready document."""
+    """The applications of a ready document."""
 
     def __init__(self, ready: dict[str, Any], initiator: str, target: str) -> None:
-        self._ready = ready
-        self._initiator = initiator
-        self._target = target
+        self._doors = Doors(ready)
+        self._default = ((initiator, (target,)),)
         self._tally = Tally()
         self._lines: list[Line] = []
 
     async def run(self, plan: Plan) -> Result:
         """Run one closed loop; connect before the clock starts, and let it run warm."""
-        clients = [await self._client() for _ in range(plan.clients)]
+        clients = await self._clients(plan)
+        self._tally.begin(running=False)
         for client in clients:
             client.start()
         await asyncio.sleep(plan.warm_up_s)
+        faults = self._tally.counts
         gc.collect()
         gc.freeze()  # what earlier rounds saw only grows; to walk it again would be our pause, not the server's
-        self._tally.start()
-        watched = sum(map(measure.cpu_s, plan.watched))
+        self._tally.begin(running=True)
+        self._tally.counts = faults
+        watched, busy = measure.cpus_s(plan.watched), measure.machine_busy_s()
         cpu, began = _cpu_s(), time.perf_counter()
         await asyncio.sleep(plan.seconds)
         self._tally.running = False
         lasted, cpu = time.perf_counter() - began, _cpu_s() - cpu
-        watched = sum(map(measure.cpu_s, plan.watched)) - watched
+        busy = measure.machine_busy_s() - busy
+        spent = {name: after - watched[name] for name, after in measure.cpus_s(plan.watched).items()}
         for client in clients:
             client.stop()
         await asyncio.gather(*(client.stopped for client in clients))
-        for line in self._lines:
-            line.close()
-        self._lines.clear()
-        return self._result(plan, lasted, cpu, watched)
+        self._hang_up()
+        return self._result(plan, lasted, client_cpu_s=cpu, cpu_s=spent, machine_busy_s=busy)
 
     async def first(self) -> bool:
         """Fetch one key at both ends; tell whether they are equal."""
-        client = await self._client()
-        self._tally.start()
-        client.once()
+        (client,) = await self._clients(Plan("pairs", 1, 0.0))
+        self._tally.begin(running=True)
+        client.stop()
+        client.start()
         await client.stopped
+        self._hang_up()
+        return len(self._tally.dec_ns) == 1 and not self._tally.counts
+
+    def _hang_up(self) -> None:
         for line in self._lines:
             line.close()
         self._lines.clear()
-        return self._tally.counts == Counter(pairs=1)
 
-    async def _client(self) -> Client:
-        initiator, enc = await self._line(self._initiator, Method.GET_KEY, self._target)
-        target, dec = await self._line(self._target, Method.GET_KEY_WITH_IDS, self._initiator)
-        enc_request = enc + b"content-length: %d\r\n\r\n%b" % (len(KEY), KEY)
-        body_bytes = len('{"key_IDs":[{"key_ID":""}]}') + 36
-        dec_head = dec + b'content-length: %d\r\n\r\n{"key_IDs":[{"key_ID":"' % body_bytes
-        return Client(self._tally, initiator, target, enc=enc_request, dec_head=dec_head)
+    async def _clients(self, plan: Plan) -> list[Client]:
+        served = cycle(plan.saes or self._default)
+        interval_s = plan.connections / plan.per_second if plan.per_second else 0.0
+        clients = []
+        for number, (initiator, targets) in zip(range(plan.connections), served, strict=False):
+            line = await self._line(initiator)
+            asked = [Target(self._doors, initiator, target) for target in targets]
+            fetchers = [await self._line(target) if plan.kind == "pairs" else None for target in targets]
+            pace = Pace(interval_s, interval_s * number / plan.connections)
+            clients.append(Client(self._tally, plan.kind, list(zip(asked, fetchers, strict=True)), line, pace))
+        return clients
 
-    async def _line(self, caller: str, method: Method, other: str) -> tuple[Line, bytes]:
-        sae = self._ready["saes"][caller]
-        url = urlsplit(self._ready["nodes"][sae["node"]]["etsi014"])
-        host, port = url.hostname or "", url.port or 443
-        identity = TlsIdentity(Path(sae["certificate"]), Path(sae["private_key"]), Path(sae["ca"]))
-        terms = Terms(expected_name=host)
-        line = await connect(Line, client_context(identity), host, port, terms=terms, timeout_s=10.0)
+    async def _line(self, caller: str) -> Line:
+        line = await self._doors.line(caller)
         self._lines.append(line)
-        head = f"POST {path_of(method, other)} HTTP/1.1\r\nhost: {url.netloc}\r\ncontent-type: application/json\r\n"
-        return line, head.encode()
+        return line
 
-    def _result(self, plan: Plan, lasted: float, cpu: float, watched: float) -> Result:
+    def _result(
+        self, plan: Plan, lasted: float, *, client_cpu_s: float, cpu_s: dict[str, float], machine_busy_s: float
+    ) -> Result:
         tally, counts = self._tally, self._tally.counts
-        requests = len(tally.enc_ns) + len(tally.dec_ns)
         return Result(
-            clients=plan.clients,
+            kind=plan.kind,
+            connections=plan.connections,
             seconds=lasted,
-            pairs=counts["pairs"],
-            requests=requests,
+            issued=len(tally.enc_ns),
+            pairs=len(tally.dec_ns),
             missing=counts["missing"],
             different=counts["different"],
             repeated=counts["repeated"],
             refused=counts["refused"],
             failed=counts["failed"],
-            pairs_per_s=counts["pairs"] / lasted,
-            requests_per_s=requests / lasted,
-            enc=_latency(tally.enc_ns),
-            dec=_latency(tally.dec_ns),
-            client_cpu_us_per_request=1e6 * cpu / max(requests, 1),
-            client_cpu_share=cpu / lasted,
-            watched_cpu_s=watched,
+            enc=latency(tally.enc_ns),
+            dec=latency(tally.dec_ns),
+            client_cpu_s=client_cpu_s,
+            cpu_s=cpu_s,
+            machine_busy_s=machine_busy_s,
         )
 
 
-def _latency(nanoseconds: array[int]) -> Latency | None:
+def latency(nanoseconds: Sequence[int]) -> Latency | None:
+    """Return the quantiles of what was waited; None where nothing was answered."""
     if not nanoseconds:
         return None
     ordered = sorted(nanoseconds)
@@ -343,7 +384,8 @@ def main() -> None:
     parser.add_argument("ready", type=Path)
     parser.add_argument("--initiator", default="sae-alice")
     parser.add_argument("--target", default="sae-bob")
-    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--kind", choices=["pairs", "issue", "constant"], default="pairs")
+    parser.add_argument("--connections", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--rounds", action="store_true", help="read plans from the standard input")
     parser.add_argument(
@@ -352,11 +394,13 @@ def main() -> None:
     asked = parser.parse_args()
     load = Load(msgspec.json.decode(asked.ready.read_bytes()), asked.initiator, asked.target)
     if asked.first:
-        work = _first(load)
+        work: Callable[[], Any] = lambda: _first(load)  # noqa: E731
+    elif asked.rounds:
+        work = lambda: _answer_plans(load)  # noqa: E731
     else:
-        work = _answer_plans(load) if asked.rounds else _once(load, Plan(asked.clients, asked.seconds))
+        work = lambda: _once(load, Plan(asked.kind, asked.connections, asked.seconds))  # noqa: E731
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(work)
+        runner.run(work())
 
 
 if __name__ == "__main__":

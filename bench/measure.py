@@ -1,4 +1,4 @@
-"""What every measurement says of the machine it ran on, and how it looks at another process from outside."""
+"""What every measurement says of its machine, how it looks at processes, and how it sums up rounds."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ import os
 import platform
 import statistics
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 RESULTS = Path(__file__).parent / "results"
+BUSY_OTHERS = 0.1
+"""Of one CPU: what other processes may use before a result says that the machine was not quiet."""
+
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_IDLE_FIELDS = (3, 4)  # of the first line of /proc/stat: idle and waiting for a disk
 
 
 class Machine(msgspec.Struct):
@@ -27,6 +32,13 @@ class Machine(msgspec.Struct):
     load_average: float
     fdatasync_p50_ms: float
     fdatasync_p99_ms: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.processor}, {self.cpus} CPUs, {self.system}, Linux {self.kernel}, Python {self.python}; "
+            f"fdatasync p50 {self.fdatasync_p50_ms:.2f} ms, p99 {self.fdatasync_p99_ms:.2f} ms; "
+            f"load average {self.load_average:.2f} before; {self.when}"
+        )
 
 
 def machine(folder: Path) -> Machine:
@@ -64,10 +76,23 @@ def fdatasync_ms(folder: Path, times: int = 200) -> list[float]:
         file.unlink()
 
 
+# --- processes
+
+
 def cpu_s(pid: int) -> float:
     """Return the CPU time, user and system, that a process with all its threads has used."""
     after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(after_name[11]) + int(after_name[12])) * _TICK_S
+
+
+def cpus_s(pids: Mapping[str, int]) -> dict[str, float]:
+    return {name: cpu_s(pid) for name, pid in pids.items()}
+
+
+def machine_busy_s() -> float:
+    """Return the CPU time that all processes of this machine, and those that it shares its CPUs with, have used."""
+    ticks = [int(word) for word in _lines("/proc/stat")[0].split()[1:9]]
+    return sum(spent for field, spent in enumerate(ticks) if field not in _IDLE_FIELDS) * _TICK_S
 
 
 def resident_mib(pid: int) -> float:
@@ -79,6 +104,58 @@ def peak_mib(pid: int) -> float:
     """Return the largest resident memory a process ever had."""
     (line,) = [line for line in _lines(f"/proc/{pid}/status") if line.startswith("VmHWM")]
     return int(line.split()[1]) / 1024
+
+
+def files_mib(folder: Path) -> float:
+    """Return how much the files under `folder` take."""
+    return sum(file.stat().st_blocks * 512 for file in folder.rglob("*") if file.is_file()) / 2**20
+
+
+# --- rounds
+
+
+class Spread(msgspec.Struct, frozen=True):
+    """One quantity over several rounds."""
+
+    median: float
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread:
+        """Sum up at least one value."""
+        ordered = sorted(values)
+        return cls(statistics.median(ordered), ordered[0], ordered[-1])
+
+    def __str__(self) -> str:
+        shown = [_shown(value) for value in (self.median, self.least, self.most)]
+        return shown[0] if len(set(shown)) == 1 else f"{shown[0]} ({shown[1]} to {shown[2]})"
+
+
+def _shown(value: float) -> str:
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def ratios(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
+    """Sum up a ratio round by round: what disturbs one round disturbs both halves of it."""
+    return Spread.of(one / other for one, other in zip(ours, theirs, strict=True))
+
+
+def caveats(before: Machine, others: Spread) -> list[str]:
+    """Say what makes a result of this run less than a figure to keep.
+
+    Args:
+        before: the machine as the run found it.
+        others: CPUs that no process of the run used while the clock ran.
+    """
+    found = []
+    if others.most > BUSY_OTHERS:
+        found.append(f"NOT QUIET: others used {others} CPUs while the clock ran; trust the ratios before the rates")
+    if before.fdatasync_p50_ms > 1:
+        found.append(f"SLOW DISK: fdatasync took {before.fdatasync_p50_ms:.1f} ms before the run")
+    return found
 
 
 def save(name: str, result: msgspec.Struct) -> Path:

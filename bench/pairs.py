@@ -1,214 +1,367 @@
-"""The figures of docs/performance.md: key pairs a second, beside the floor, in one run.
+"""The figures of docs/performance.md: what a key costs beside a constant answer, in one run.
 
-Starts a network as a process of its own, the floor as another, and lets two load processes ask them in turn: the same
-requests, with 1, 16 and 64 clients, in interleaved rounds. Nothing is pinned. Prints a Markdown table of medians and
-writes every round to bench/results/pairs.json. Ends with status 1 if any key was missing, different or repeated.
+Everything is started once, and asked in turn, in interleaved rounds: what disturbs the machine disturbs all alike.
 
-    python bench/pairs.py [--seconds 4] [--rounds 3] [--clients 1,16,64]
+    bare      a bare protocol over the same TLS that answers a constant (bench/bare.py)
+    floor     our transport, server, routing and JSON with a constant answer (bench/floor.py)
+    issue     enc_keys of a node whose stock was laid in before: two node processes, each with its own store
+    refill    the same of a node whose stock is filled while it issues; the load is as fast as it is answered, and the
+              table says how many slots were filled per key issued (1: the stock stays level)
+    pairs     enc_keys and dec_keys with live refill, every pair compared
+    slow      pairs on disks whose every sync takes 4 ms longer (bench/slow_disk.py)
+
+CPU time is that of whole processes, with all their threads and whatever else they do; nothing is subtracted and
+nothing is pinned. Prints Markdown tables of medians (and the least and the most), writes every round to
+bench/results/pairs.json, and ends with status 1 if any key was missing, different or repeated.
+
+    python bench/pairs.py [--seconds 3] [--rounds 3] [--connections 1,16,64] [--store sqlite,postgres] [--only ...]
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
-sys.path.insert(0, str(Path(__file__).parent))
 import measure
+import msgspec
+import profiling
 from load import Latency, Plan, Result
+from nodes import DEVICES, Files, Nodes
+from processes import HERE, Constant, LoadProcess
+from scenarios import FIRST, HUB, hub_and
 
-HERE = Path(__file__).parent
-TRENZA = Path(sys.executable).with_name("trenza")
-START_DEADLINE_S = 60.0
-STOP_DEADLINE_S = 20.0
-SETTLE_S = 1.0
+KINDS = ("bare", "floor", "issue", "refill", "pairs", "slow")
+STORES = ("sqlite", "postgres")
+SETTLE_S = 0.5
+SLOW_MS = 4.0
+STOCKED_SLOTS = 1_048_576
+LIVE_STOCK = 16_384
+FILL_SLOTS = 32_768
+FAULTS = ("missing", "different", "repeated", "failed")
+Ask = Callable[[int, float], Result]
 
 
 class Round(msgspec.Struct):
     server: str
     round: int
-    idle_cpu_share: float  # of one core, without load, in the same round
     result: Result
+    filled: int  # slots, between just before and just after the round
+    issued: int  # in the same time
 
-    @property
-    def cpu_us_per_request(self) -> float:
-        """Return what one request cost the server, without what it does anyway."""
-        busy = self.result.watched_cpu_s - self.idle_cpu_share * self.result.seconds
-        return 1e6 * busy / max(self.result.requests, 1)
+
+class Filling(msgspec.Struct):
+    """Filling both ends' pools from emulated devices while nobody asks for a key."""
+
+    slots: int
+    seconds: float
+    cpu_us_per_slot: dict[str, float]  # by process, less what it uses anyway
+    idle_share: dict[str, float]  # of one CPU, with full pools and nobody asking
 
 
 class Pairs(msgspec.Struct):
     machine: measure.Machine
     load_average_at_end: float
+    filling: Filling | None
     rounds: list[Round]
 
 
+@dataclass(slots=True)
 class Server:
-    """A server process and the load process that asks it."""
+    """Something that is asked in every round."""
 
-    def __init__(self, name: str, process: subprocess.Popen[bytes], load: subprocess.Popen[bytes]) -> None:
-        self.name = name
-        self._process = process
-        self._load = load
-
-    def idle_cpu_share(self, seconds: float) -> float:
-        before = measure.cpu_s(self._process.pid)
-        time.sleep(seconds)
-        return (measure.cpu_s(self._process.pid) - before) / seconds
-
-    def ask(self, clients: int, seconds: float) -> Result:
-        assert self._load.stdin is not None
-        assert self._load.stdout is not None
-        plan = Plan(clients, seconds, watched=(self._process.pid,))
-        self._load.stdin.write(msgspec.json.encode(plan) + b"\n")
-        self._load.stdin.flush()
-        return msgspec.json.decode(self._load.stdout.readline(), type=Result)
+    name: str
+    ask: Callable[[int, float], Round]
+    connections: Sequence[int]
+    sampled: dict[str, int]  # processes that a profile looks at
 
 
-@contextmanager
-def running(command: Sequence[str | Path], **pipes: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a process and stop it in good order."""
-    process = subprocess.Popen([str(word) for word in command], **pipes)
-    try:
-        yield process
-    finally:
-        if process.stdin is not None:
-            process.stdin.close()
-        process.terminate()
-        try:
-            process.wait(STOP_DEADLINE_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+def constant(stack: ExitStack, name: str, folder: Path, connections: Sequence[int]) -> Server:
+    server = Constant(stack, name, folder)
+
+    def ask(many: int, seconds: float) -> Round:
+        result = server.load.ask(Plan("constant", many, seconds, watched=server.pids))
+        return Round(name, 0, result, filled=0, issued=result.issued)
+
+    return Server(name, ask, connections, server.pids)
 
 
-def wait_until_ready(ready: Path, process: subprocess.Popen[bytes]) -> None:
-    """Wait for a ready document.
+def of_nodes(name: str, nodes: Nodes, load: LoadProcess, plan: Plan, connections: Sequence[int]) -> Server:
+    """Return what asks the hub, and the first neighbour where the plan is for pairs."""
 
-    Raises:
-        SystemExit: the process ended first, or took too long.
-    """
-    deadline = time.monotonic() + START_DEADLINE_S
-    while not ready.exists():
-        if process.poll() is not None:
-            raise SystemExit(f"{process.args} ended with status {process.returncode} before it was ready")
-        if time.monotonic() > deadline:
-            raise SystemExit(f"{process.args} was not ready within {START_DEADLINE_S:.0f} s")
-        time.sleep(0.02)
+    def ask(many: int, seconds: float) -> Round:
+        before = nodes.counters(HUB)
+        result = load.ask(msgspec.structs.replace(plan, connections=many, seconds=seconds, watched=nodes.pids))
+        after = nodes.counters(HUB)
+        grown = {what: after.get(what, 0) - before.get(what, 0) for what in ("slots_filled", "keys_issued")}
+        return Round(name, 0, result, filled=grown["slots_filled"], issued=grown["keys_issued"])
+
+    return Server(name, ask, connections, {node: nodes.pids[node] for node in (HUB, FIRST)})
 
 
-def started(stack: ExitStack, name: str, command: Sequence[str | Path], ready: Path) -> Server:
-    """Start a server and its load; both end with `stack`."""
-    process = stack.enter_context(running([*command, "--ready-file", ready]))
-    wait_until_ready(ready, process)
-    asking = [sys.executable, HERE / "load.py", ready, "--rounds"]
-    load = stack.enter_context(running(asking, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
-    return Server(name, process, load)
+# --- the networks
 
 
-def measured(servers: Sequence[Server], clients: Sequence[int], *, rounds: int, seconds: float) -> Iterator[Round]:
-    """Ask the servers in turn."""
-    for number in range(rounds):
+def stocked(stack: ExitStack, folder: Path) -> Nodes:
+    """Start two nodes that need not fill: more is in stock than the run takes."""
+    folder.mkdir()
+    files = Files(hub_and(1), folder, stack)
+    filling = [sys.executable, HERE / "filler.py", files.config(HUB), files.config(FIRST)]
+    words = [str(word) for word in [*filling, "--segments", STOCKED_SLOTS // 1_024]]
+    subprocess.run(words, check=True)
+    nodes = Nodes("stocked", files, stack)
+    nodes.wait_until_issuing(HUB, [FIRST])
+    return nodes
+
+
+def live(stack: ExitStack, folder: Path, name: str = "live", delay_ms: float = 0.0) -> Nodes:
+    """Start two nodes that begin with nothing and are filled by emulated devices; maybe on slow disks."""
+    folder.mkdir()
+    files = Files(hub_and(1), folder, stack, {"stock_target": LIVE_STOCK})
+    slow = (sys.executable, HERE / "slow_disk.py", str(delay_ms))
+    nodes = Nodes(name, files, stack, launcher=slow) if delay_ms else Nodes(name, files, stack)
+    nodes.wait_until_issuing(HUB, [FIRST])
+    return nodes
+
+
+def filling(stack: ExitStack, folder: Path) -> Filling:
+    """Let two nodes fill their pools, nobody asking; then let them idle, and take that off."""
+    folder.mkdir()
+    nodes = Nodes("filling", Files(hub_and(1), folder, stack, {"stock_target": FILL_SLOTS}), stack)
+    nodes.wait_until_issuing(HUB, [FIRST])
+    before, cpu, began = nodes.counters(HUB)["slots_filled"], measure.cpus_s(nodes.pids), time.perf_counter()
+    last = before
+    while True:
         time.sleep(SETTLE_S)
-        idle = {server.name: server.idle_cpu_share(seconds) for server in servers}
-        for many in clients:
+        filled = nodes.counters(HUB)["slots_filled"]
+        if filled == last:
+            break
+        last = filled
+    lasted = time.perf_counter() - began
+    spent = {name: after - cpu[name] for name, after in measure.cpus_s(nodes.pids).items()}
+    idle = measure.cpus_s(nodes.pids)
+    time.sleep(4.0)
+    share = {name: (after - idle[name]) / 4.0 for name, after in measure.cpus_s(nodes.pids).items()}
+    slots = last - before
+    per_slot = {name: 1e6 * (spent[name] - share[name] * lasted) / max(slots, 1) for name in spent}
+    return Filling(slots, lasted, per_slot, share)
+
+
+def servers_of(stack: ExitStack, folder: Path, wanted: Iterable[str], connections: Sequence[int]) -> list[Server]:
+    """Start what is wanted."""
+    servers = [constant(stack, name, folder, connections) for name in ("bare", "floor") if name in wanted]
+    if "issue" in wanted:
+        nodes = stocked(stack, folder / "stocked")
+        servers.append(of_nodes("issue", nodes, nodes.load(), Plan("issue", 0, 0.0), connections))
+    if {"refill", "pairs"} & set(wanted):
+        nodes = live(stack, folder / "live")
+        load = nodes.load()
+        if "refill" in wanted:
+            servers.append(of_nodes("refill", nodes, load, Plan("issue", 0, 0.0), connections))
+        if "pairs" in wanted:
+            servers.append(of_nodes("pairs", nodes, load, Plan("pairs", 0, 0.0), connections))
+    if "slow" in wanted:
+        nodes = live(stack, folder / "slow", "slow", SLOW_MS)
+        ends = sorted({min(connections), max(connections)})
+        servers.append(of_nodes("slow", nodes, nodes.load(), Plan("pairs", 0, 0.0), ends))
+    return servers
+
+
+def measured(servers: Sequence[Server], connections: Sequence[int], rounds: int, seconds: float) -> list[Round]:
+    """Ask all of them in turn, again and again."""
+    found: list[Round] = []
+    for number in range(rounds):
+        for many in connections:
             for server in servers:
-                one = Round(server.name, number, idle[server.name], server.ask(many, seconds))
-                progress(one)
-                yield one
+                if many not in server.connections:
+                    continue
+                time.sleep(SETTLE_S)
+                one = server.ask(many, seconds)
+                one.round = number
+                found.append(one)
+                told = f"round {number + 1}, {many:2} connections, {server.name}: {one.result.issued_per_s:,.0f}/s"
+                print(told, file=sys.stderr)
+    return found
 
 
-def progress(one: Round) -> None:
-    said = f"round {one.round + 1}, {one.result.clients:2} clients, {one.server}: {one.result.requests_per_s:,.0f}/s"
-    print(said, file=sys.stderr)
+# --- the tables
 
 
-def report(pairs: Pairs) -> str:
-    """Return the medians over all rounds as Markdown."""
-    clients = sorted({one.result.clients for one in pairs.rounds})
-    head = ["clients", "pairs/s", "requests/s", "floor requests/s", "CPU µs/request", "floor CPU µs", "ratio"]
-    head += ["enc_keys p50 / p99 ms", "dec_keys p50 / p99 ms", "503", "client busy"]
-    rows = [_row(many, _of(pairs, "trenza", many), _of(pairs, "floor", many)) for many in clients]
-    return measure.table(head, rows)
+class Tables:
+    """What the rounds say."""
+
+    def __init__(self, rounds: Sequence[Round]) -> None:
+        self._rounds = rounds
+        self.names = list(dict.fromkeys(one.server for one in rounds))
+
+    def of(self, server: str, connections: int) -> list[Round]:
+        return [one for one in self._rounds if one.server == server and one.result.connections == connections]
+
+    def connections(self, *servers: str) -> list[int]:
+        return sorted({one.result.connections for one in self._rounds if one.server in servers})
+
+    def requests(self) -> str:
+        """What one request for a key costs the process that answers it."""
+        head = ["connections", "server", "requests/s", "CPU µs/request", "to bare", "to the floor"]
+        head += ["p50 / p99 / p99.9 ms", "filled per key", "503", "load busy"]
+        rows = [
+            self._request_row(name, many)
+            for many in self.connections("bare", "floor", "issue", "refill")
+            for name in ("bare", "floor", "issue", "refill")
+            if self.of(name, many)
+        ]
+        return measure.table(head, rows)
+
+    def _request_row(self, name: str, many: int) -> list[str]:
+        rounds = self.of(name, many)
+        return [
+            str(many),
+            name,
+            str(measure.Spread.of(one.result.issued_per_s for one in rounds)),
+            str(measure.Spread.of(server_cpu_us(rounds))),
+            self._ratio(rounds, "bare", many),
+            self._ratio(rounds, "floor", many),
+            latency_of([one.result.enc for one in rounds]),
+            str(measure.Spread.of(one.filled / max(one.issued, 1) for one in rounds)) if name == "refill" else "",
+            str(sum(one.result.refused for one in rounds)),
+            f"{100 * measure.Spread.of(one.result.client_share for one in rounds).median:.0f} %",
+        ]
+
+    def _ratio(self, rounds: list[Round], server: str, many: int) -> str:
+        others = self.of(server, many)
+        if not others or rounds[0].server == server or rounds[0].server == "bare":
+            return ""
+        return str(measure.ratios(server_cpu_us(rounds), server_cpu_us(others)))
+
+    def pairs(self) -> str:
+        """What a pair costs all processes that it needs."""
+        head = ["disk", "connections", "pairs/s", "enc_keys p50 / p99 / p99.9 ms", "dec_keys p50 / p99 / p99.9 ms"]
+        head += ["CPU µs a pair: initiator's node", "target's node", "devices", "503", "load busy"]
+        rows = [
+            self._pair_row(name, many)
+            for name in ("pairs", "slow")
+            for many in self.connections(name)
+            if self.of(name, many)
+        ]
+        return measure.table(head, rows)
+
+    def _pair_row(self, name: str, many: int) -> list[str]:
+        rounds = self.of(name, many)
+        cpu = [str(measure.Spread.of(one.result.cpu_us(process) for one in rounds)) for process in processes()]
+        return [
+            f"+{SLOW_MS:.0f} ms" if name == "slow" else "its own",
+            str(many),
+            str(measure.Spread.of(one.result.pairs_per_s for one in rounds)),
+            latency_of([one.result.enc for one in rounds]),
+            latency_of([one.result.dec for one in rounds]),
+            *cpu,
+            str(sum(one.result.refused for one in rounds)),
+            f"{100 * measure.Spread.of(one.result.client_share for one in rounds).median:.0f} %",
+        ]
+
+    def slow_gain(self) -> str:
+        """How much more a slow disk gives to many than to one."""
+        few, many = (self.connections("slow") or [0])[0], (self.connections("slow") or [0])[-1]
+        if few == many:
+            return ""
+        rates = [[one.result.pairs_per_s for one in self.of("slow", connections)] for connections in (many, few)]
+        gain = measure.ratios(*rates)
+        return f"with {SLOW_MS:.0f} ms more a sync, {many} connections fetch {gain} times the pairs of {few}"
 
 
-def _row(clients: int, ours: list[Round], floor: list[Round]) -> list[str]:
-    pairs = [one.result.pairs_per_s for one in ours]
-    cpu, floor_cpu = _median_cpu(ours), _median_cpu(floor)
-    return [
-        str(clients),
-        f"{statistics.median(pairs):,.0f} ({min(pairs):,.0f} to {max(pairs):,.0f})",
-        f"{statistics.median(one.result.requests_per_s for one in ours):,.0f}",
-        f"{statistics.median(one.result.requests_per_s for one in floor):,.0f}",
-        f"{cpu:.0f}",
-        f"{floor_cpu:.0f}",
-        f"{cpu / floor_cpu:.1f}",
-        _latency([one.result.enc for one in ours]),
-        _latency([one.result.dec for one in ours]),
-        str(sum(one.result.refused for one in ours)),
-        f"{100 * statistics.median(one.result.client_cpu_share for one in ours):.0f} %",
-    ]
+def processes() -> tuple[str, ...]:
+    return HUB, FIRST, DEVICES
 
 
-def _latency(several: list[Latency | None]) -> str:
+def server_cpu_us(rounds: Iterable[Round]) -> list[float]:
+    """Return what one request cost the process that answered it, round by round."""
+    return [one.result.cpu_us(HUB if HUB in one.result.cpu_s else one.server) for one in rounds]
+
+
+def latency_of(several: Iterable[Latency | None]) -> str:
     told = [one for one in several if one is not None]
     if not told:
         return "none"
+    shares = ("p50_ms", "p99_ms", "p999_ms")
+    medians = [measure.Spread.of(getattr(one, share) for one in told).median for share in shares]
+    return " / ".join(f"{value:.2f}" if value < 10 else f"{value:.0f}" for value in medians)
+
+
+def told_of_filling(filling: Filling) -> str:
+    parts = ", ".join(f"{filling.cpu_us_per_slot[name]:.1f} µs in {name}" for name in processes())
+    idle = ", ".join(f"{100 * filling.idle_share[name]:.1f} % {name}" for name in processes())
+    whole = sum(filling.cpu_us_per_slot.values())
     return (
-        f"{statistics.median(one.p50_ms for one in told):.2f} / {statistics.median(one.p99_ms for one in told):.1f}"
+        f"CPU of filling one 256-bit key: {whole:.1f} µs ({parts}), over {filling.slots:,} slots at "
+        f"{filling.slots / filling.seconds:,.0f} a second, nobody asking; idle: {idle} of one CPU"
     )
 
 
-def _median_cpu(rounds: list[Round]) -> float:
-    return statistics.median(one.cpu_us_per_request for one in rounds)
-
-
-def _of(pairs: Pairs, server: str, clients: int) -> list[Round]:
-    return [one for one in pairs.rounds if one.server == server and one.result.clients == clients]
-
-
-def faults(pairs: Pairs) -> dict[str, int]:
+def faults(rounds: Iterable[Round]) -> dict[str, int]:
     """Count what must never be."""
-    ours = [one.result for one in pairs.rounds if one.server == "trenza"]
-    return {name: sum(getattr(one, name) for one in ours) for name in ("missing", "different", "repeated", "failed")}
+    ours = [one.result for one in rounds if one.result.kind != "constant"]
+    return {name: sum(getattr(one, name) for one in ours) for name in FAULTS}
+
+
+def report(pairs: Pairs) -> str:
+    tables = Tables(pairs.rounds)
+    parts = []
+    if {"bare", "floor", "issue", "refill"} & set(tables.names):
+        parts.append(tables.requests())
+    if pairs.filling is not None:
+        parts.append(told_of_filling(pairs.filling))
+    if {"pairs", "slow"} & set(tables.names):
+        parts += [tables.pairs(), tables.slow_gain()]
+    others = measure.Spread.of(one.result.others_share for one in pairs.rounds)
+    parts += ["\n".join(measure.caveats(pairs.machine, others))]
+    parts.append(f"{pairs.machine}; {pairs.load_average_at_end:.2f} after; others used {others} CPUs meanwhile")
+    return "\n\n".join(part for part in parts if part)
+
+
+def run(asked: argparse.Namespace, folder: Path, stack: ExitStack) -> Pairs:
+    connections = [int(many) for many in asked.connections.split(",")]
+    where = measure.machine(folder)
+    with ExitStack() as apart:  # it ends before the rest begins
+        filled = None if asked.no_filling else filling(apart, folder / "filling")
+    servers = servers_of(stack, folder, asked.only.split(","), connections)
+    rounds = measured(servers, connections, asked.rounds, asked.seconds)
+    if asked.profile:
+        for server in servers:
+            with profiling.sampled(server.name, server.sampled, asked.seconds):
+                server.ask(max(connections), asked.seconds + 2.0)
+    return Pairs(where, os.getloadavg()[0], filled, rounds)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--clients", default="1,16,64")
+    parser.add_argument("--connections", default="1,16,64")
+    parser.add_argument("--only", default=",".join(KINDS), help=f"of {','.join(KINDS)}")
+    parser.add_argument("--store", default="sqlite", help=f"of {','.join(STORES)}")
+    parser.add_argument("--no-filling", action="store_true", help="leave out the CPU of filling a key")
+    parser.add_argument("--profile", action="store_true", help="also sample where the time goes (py-spy or perf)")
     asked = parser.parse_args()
-    clients = [int(many) for many in asked.clients.split(",")]
+    if unknown := set(asked.only.split(",")) - set(KINDS):
+        parser.error(f"no such kind: {', '.join(sorted(unknown))}")
+    if "postgres" in asked.store.split(","):
+        print("postgres: skipped, `trenza node` cannot be told of that store yet", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=HERE.parent, prefix=".bench-") as name, ExitStack() as stack:
-        folder = Path(name)
-        where = measure.machine(folder)
-        up = [TRENZA, "up", HERE.parent / "scenarios" / "two-nodes.toml", "--state-dir", folder / "state"]
-        up += ["--no-live", "--quiet"]
-        servers = [
-            started(stack, "trenza", up, folder / "trenza.json"),
-            started(stack, "floor", [sys.executable, HERE / "floor.py", folder], folder / "floor.json"),
-        ]
-        rounds = list(measured(servers, clients, rounds=asked.rounds, seconds=asked.seconds))
-        pairs = Pairs(where, measure.machine(folder).load_average, rounds)
-    found = faults(pairs)
-    idle = statistics.median(one.idle_cpu_share for one in rounds if one.server == "trenza")
+        pairs = run(asked, Path(name), stack)
+    found = faults(pairs.rounds)
+    file = measure.save("pairs", pairs)
     print(report(pairs))
-    print(f"\n{where.processor}, {where.cpus} CPUs, {where.system}, Linux {where.kernel}, Python {where.python}")
-    print(f"fdatasync p50 {where.fdatasync_p50_ms:.2f} ms, p99 {where.fdatasync_p99_ms:.2f} ms in the same run")
-    print(f"without load the network uses {100 * idle:.1f} % of one CPU, which is not counted above")
-    print(f"load average {where.load_average:.2f} before, {pairs.load_average_at_end:.2f} after; {where.when}")
-    total = sum(one.result.pairs for one in rounds if one.server == "trenza")
-    print(f"{total:,} pairs compared: {', '.join(f'{count} {what}' for what, count in found.items())}")
-    print(f"every round: {measure.save('pairs', pairs)}")
+    total = sum(one.result.pairs for one in pairs.rounds)
+    issued = sum(one.result.issued for one in pairs.rounds if one.result.kind == "issue")
+    told = ", ".join(f"{count} {what}" for what, count in found.items())
+    print(f"\n{total:,} pairs compared and {issued:,} keys issued besides: {told}; every round: {file}")
     sys.exit(1 if any(found.values()) else 0)
 
 

@@ -16,11 +16,9 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-import msgspec
-
-sys.path.insert(0, str(Path(__file__).parent))
 import measure
-from pairs import HERE, TRENZA, running, wait_until_ready
+import msgspec
+from processes import HERE, TRENZA, running, wait_until_ready
 
 from trenza.app.scenario import load_scenario
 from trenza.cli.first_key import farthest_pair
