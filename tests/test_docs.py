@@ -122,7 +122,9 @@ def test_every_vendor_extension_is_described(fields):
     assert {f"trenza_{name}" for name in fields.__struct_fields__} <= named(REFERENCE / "etsi014.md")
 
 
-@pytest.mark.parametrize("part", [Scenario, Defaults, Node, Link, Sae, Policy, TenantEntry], ids=lambda part: part.__name__)
+@pytest.mark.parametrize(
+    "part", [Scenario, Defaults, Node, Link, Sae, Policy, TenantEntry], ids=lambda part: part.__name__
+)
 def test_every_key_of_a_scenario_is_described(part):
     sections = {"nodes", "links", "saes", "policies", "rules", "tenants", "defaults"}
     assert set(part.__struct_fields__) - sections <= named(REFERENCE / "scenario.md")

@@ -7,6 +7,7 @@
      +- UnauthorisedError        the caller may not do this (standard: 401)
      +- UnavailableError         try again later (standard: 503)
      |   +- NotEnoughKeyError    no recipe of the policy can be served now
+     |   +- LimitedError         a rate, a quota or a door's limit is reached
      |   +- PeerUnavailableError the other node did not answer in time
      |   +- StoreUnavailableError the store could not commit; what it was to record is doubtful
      |   |   +- FencedError      another instance leads the node now, or the database is another; nothing was written
@@ -76,16 +77,31 @@ class UnauthorisedError(TrenzaError):
 
 
 class UnavailableError(TrenzaError):
-    """It cannot be done now; the same request may succeed later."""
+    """It cannot be done now; the same request may succeed later.
+
+    `retry_after` says how many seconds it takes at least, where that is known.
+    """
 
     code = "unavailable"
     retryable = True
+
+    def __init__(
+        self, message: str, *, details: tuple[Mapping[str, Any], ...] = (), retry_after: float | None = None
+    ) -> None:
+        super().__init__(message, details=details)
+        self.retry_after = retry_after
 
 
 class NotEnoughKeyError(UnavailableError):
     """No recipe that the policy allows has enough verified slots under a live lease."""
 
     code = "not-enough-key"
+
+
+class LimitedError(UnavailableError):
+    """The caller has had as much as it may have in this time; what there is does not matter."""
+
+    code = "limited"
 
 
 class PeerUnavailableError(UnavailableError):

@@ -20,6 +20,10 @@ class TokenBucket:
         """Tell whether at least one more may happen at `now`."""
         return self.burst - self._owed(now) >= 1.0
 
+    def wait(self, now: Seconds) -> Seconds:
+        """Return how long it is until one more may happen."""
+        return Seconds(max(0.0, (self._owed(now) + 1.0 - self.burst) / self.per_second))
+
     def spend(self, count: int, now: Seconds) -> None:
         """Note that `count` happened; more than the bucket held is paid back first. A negative count gives back."""
         self._spent = self._owed(now) + count

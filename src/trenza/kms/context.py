@@ -46,6 +46,9 @@ class Settings:
     clock_tolerance: Nanoseconds = Nanoseconds(60_000_000_000)  # clocks further apart than this refuse to fill
     max_keys_per_request: int = 128
     max_additional_targets: int = 8
+    emergency_floor: float = 0.125  # of stock_target: what the emergency class keeps for itself
+    class_floor: float = 0.03125  # of stock_target: the same, of every other class that the book uses
+    low_water: float = 0.25  # of stock_target: below this, above the floors, stock is shared out
     checkpoint_entries: int = 1_000
     checkpoint_seconds: Seconds = Seconds(60.0)
 

@@ -16,6 +16,7 @@ from trenza.wire.peer import Presence
 SELF = b"self"
 BOOK = b"book"
 FORMER_BOOK = b"former book"
+QUOTAS = b"quotas"
 
 
 class SelfRow(msgspec.Struct, frozen=True, array_like=True):
@@ -37,6 +38,20 @@ class WindowsRow(msgspec.Struct, frozen=True, array_like=True):
     """META/windows:NAME: how many window numbers were ever given to a peer; none is given twice."""
 
     given: int
+
+
+class QuotaRow(msgspec.Struct, frozen=True, array_like=True):
+    """What one tenant was given on one day."""
+
+    tenant: str
+    day: int  # since 1970, UTC
+    bits: int
+
+
+class QuotasRow(msgspec.Struct, frozen=True, array_like=True):
+    """META/quotas: what tenants had used of their days when it was last stored."""
+
+    used: tuple[QuotaRow, ...]
 
 
 class SealedRow(msgspec.Struct, frozen=True, array_like=True):
