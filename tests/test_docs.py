@@ -138,6 +138,7 @@ def test_every_key_of_a_configuration_is_described():
     described = named(REFERENCE / "node-config.md")
     parts = (
         config.NodeConfig,
+        config.TokenConfig,
         config.ApplicationListener,
         config.LinkConfig,
         config.Preshared,
@@ -145,10 +146,12 @@ def test_every_key_of_a_configuration_is_described():
         config.DevicePairConfig,
         config.DeviceEndConfig,
     )
-    tables = {"application", "peers", "management", "devices", "links", "preshared", "settings", "pairs"}
+    tables = {"application", "peers", "management", "devices", "links", "preshared", "settings", "pairs", "token"}
     for part in parts:
         assert {field.encode_name for field in msgspec.structs.fields(part)} - tables <= described, part
-    assert {f"[{name}]" for name in ("application", "peers", "management", "devices", "settings")} <= described
+    assert {
+        f"[{name}]" for name in ("application", "peers", "management", "devices", "settings", "token")
+    } <= described
     assert {f"[[{name}]]" for name in ("links", "preshared", "pairs")} <= described
 
 

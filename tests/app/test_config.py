@@ -144,6 +144,30 @@ def test_an_anchor_inside_the_data_directory_is_refused(folder):
     assert told == ("line 4: anchor: inside data_directory a restored copy would bring its own anchor along",)
 
 
+TOKEN = """
+[token]
+key = "pkcs11:token=hsm;object=node-key"
+module = "module.so"
+pin_file = "pin"
+"""
+
+
+def test_the_node_key_may_be_in_a_token(folder):
+    for name in ("module.so", "pin"):
+        (folder / name).touch()
+    config = loaded(folder, NODE.replace('node_key = "node.key"\n', "") + TOKEN)
+    assert (config.node_key, config.token.uri.token, config.token.pin_file) == (None, "hsm", folder / "pin")
+    write_config(config, folder / "again.toml")
+    assert load_node_config(folder / "again.toml") == config
+
+
+def test_the_node_key_is_in_one_place(folder):
+    assert "either this file or [token]" in mistakes(folder, NODE.replace('node_key = "node.key"\n', ""))[0]
+    told = "\n".join(mistakes(folder, NODE + TOKEN.replace("object=node-key", "object=k?pin-value=1")))
+    for part in ("either this file or [token]", "token.module: there is no file", "token.key: nothing may follow"):
+        assert part in told
+
+
 def test_links_need_a_certificate_to_show_the_devices(folder):
     head, _, tail = NODE.partition("[devices]")
     told = mistakes(folder, head + tail[tail.index("[[links]]") :])

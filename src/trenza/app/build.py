@@ -18,13 +18,14 @@ from typing import Final
 from trenza.adapters.agreement import X448MlKem1024
 from trenza.adapters.anchor import PERSISTENT, FileAnchor
 from trenza.adapters.identity import CertificateVerifier, MlDsaSigner
-from trenza.adapters.keyring import KeyringSealer, load_node_key
+from trenza.adapters.keyring import KEYRING_NAME, KeyringSealer
 from trenza.adapters.peers import PeerAddress, PeerConnections
 from trenza.adapters.sqlite import SqliteStore
 from trenza.app.certificates import Certificates
 from trenza.app.config import NodeConfig, host_and_port, load_node_config
 from trenza.app.keeping import GroupAnchor, handles_in_use
 from trenza.app.links import LinkClients
+from trenza.app.node_key import open_node_key
 from trenza.app.pki import load_officer_public_key
 from trenza.base.clock import Clock, SystemClock
 from trenza.base.entropy import Entropy, SystemEntropy
@@ -43,10 +44,9 @@ from trenza.serve.identity import Callers
 from trenza.serve.management import ManagementDoor
 from trenza.serve.peer import PeerDoor
 
-_KEYRING_NAME: Final = "keyring"
 _GRACE_S: Final = 5.0
 _PRESHARED_BYTES: Final = range(32, 65)
-_FIXED: Final = ("name", "data_directory", "node_key", "anchor", "officer", "preshared")
+_FIXED: Final = ("name", "data_directory", "node_key", "token", "anchor", "officer", "preshared")
 _DOORS: Final = ("application", "peers", "management")
 _LOG = logging.getLogger(__name__)
 
@@ -87,13 +87,11 @@ class RunningNode:
         anchor = FileAnchor(config.anchor, boot_id=PERSISTENT)
         stack.callback(anchor.close)
         kept = GroupAnchor(anchor)
-        node_key = load_node_key(config.node_key, entropy)
+        node_key = open_node_key(config, entropy)
+        stack.callback(node_key.close)
         store = SqliteStore.open(config.data_directory, on_group=kept.committed)
         stack.push_async_callback(store.close)
-        try:
-            sealer = KeyringSealer.open(config.data_directory / _KEYRING_NAME, node_key=node_key, entropy=entropy)
-        finally:
-            node_key.wipe()
+        sealer = KeyringSealer.open(config.data_directory / KEYRING_NAME, node_key=node_key, entropy=entropy)
         stack.push_async_callback(sealer.close)
         leaked = await sealer.retain(await handles_in_use(store))
         verifier = CertificateVerifier(self._uri_of, is_revoked=self.is_revoked)

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from trenza.adapters.keyring import TokenKeyUri
 from trenza.app.documents import Document, Mistake, toml_text
 from trenza.app.pki import node_uri
 from trenza.app.scenario_checks import did_you_mean
@@ -110,17 +111,30 @@ class Preshared(msgspec.Struct, frozen=True):
     file: Path  # 32 to 64 bytes, readable by its owner only
 
 
+class TokenConfig(msgspec.Struct, frozen=True):
+    """Where the node key is when it is in a PKCS #11 token, which it never leaves."""
+
+    key: str  # RFC 7512: pkcs11:token=LABEL;object=LABEL
+    module: Path  # the token's library
+    pin_file: Path  # the user PIN, readable by its owner only
+
+    @property
+    def uri(self) -> TokenKeyUri:
+        return TokenKeyUri.parse(self.key)
+
+
 class NodeConfig(msgspec.Struct, frozen=True):
     """All that `trenza node` is told."""
 
     name: NodeId
     data_directory: Path
-    node_key: Path  # wraps the keys at rest; on another medium than the data, best
     anchor: Path  # outside the data directory, on this machine's own disk; never part of a backup
     officer: Path  # the key officer's public key, PEM
     application: ApplicationListener
     peers: Listener
     management: Listener
+    node_key: Path | None = None  # wraps the keys at rest; on another medium than the data, best
+    token: TokenConfig | None = None  # or a token has that key
     book: Path | None = None  # the first signed policy book; later ones also come from peers and operators
     devices: Identity | None = None  # what this node shows its QKD devices
     links: tuple[LinkConfig, ...] = ()
@@ -253,6 +267,7 @@ def _mistakes_of_node(config: NodeConfig) -> Iterator[Mistake]:
     yield from _exposure_mistakes(config.application)
     if config.anchor.resolve().is_relative_to(config.data_directory.resolve()):
         yield ("anchor",), "anchor: inside data_directory a restored copy would bring its own anchor along"
+    yield from _node_key_mistakes(config)
     if config.devices is not None:
         yield from _missing_files(config.devices, ("certificate", "private_key", "trust"), ("devices",))
     elif config.links:
@@ -261,6 +276,18 @@ def _mistakes_of_node(config: NodeConfig) -> Iterator[Mistake]:
     for at, preshared in enumerate(config.preshared):
         yield from _missing_files(preshared, ("file",), ("preshared", at))
     yield from _settings_mistakes(config)
+
+
+def _node_key_mistakes(config: NodeConfig) -> Iterator[Mistake]:
+    if (config.node_key is None) == (config.token is None):
+        yield ("node_key",), "node_key: either this file or [token] has the key that wraps the keys at rest"
+    if config.token is None:
+        return
+    yield from _missing_files(config.token, ("module", "pin_file"), ("token",))
+    try:
+        TokenKeyUri.parse(config.token.key)
+    except ValueError as error:
+        yield ("token", "key"), f"token.key: {error}"
 
 
 def _exposure_mistakes(application: ApplicationListener) -> Iterator[Mistake]:

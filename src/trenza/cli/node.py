@@ -23,6 +23,7 @@ from trenza.base.errors import TrenzaError, UnavailableError
 from trenza.base.names import NodeId
 from trenza.cli import suggest
 from trenza.cli.doors import Doors
+from trenza.cli.keeping import make_key
 from trenza.cli.options import FindSite, json_option, network_options
 from trenza.cli.output import show_json
 from trenza.cli.signals import stop_on_signals
@@ -47,6 +48,9 @@ def node(ctx: click.Context, config_file: Path | None) -> None:
     if config_file is None:
         raise click.UsageError("Missing option '--config': the file that says what this node is.", ctx)
     _serve(lambda: _run_node(config_file))
+
+
+node.add_command(make_key)
 
 
 @node.command()

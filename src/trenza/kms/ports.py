@@ -203,6 +203,40 @@ class Sealer(Protocol):
         ...
 
 
+class NodeKey(Protocol):
+    """The key under which the keys of all segments are wrapped: in memory, or in a token that it never leaves.
+
+    Contract: `unwrap` gives back what `wrap` was given only with the same nonce and context. A nonce is 12 random
+    bytes. Calls may come from any thread, one after the other.
+    """
+
+    @property
+    def is_at_hand(self) -> bool:
+        """Whether calls take microseconds; otherwise they wait for a device and belong off the event loop."""
+        ...
+
+    def wrap(self, key: bytearray, *, nonce: bytes, context: bytes) -> bytes:
+        """Return `key` encrypted, with a tag of 16 bytes over it and `context`.
+
+        Raises:
+            StoreUnavailableError: the token cannot be used now.
+        """
+        ...
+
+    def unwrap(self, wrapped: bytes, *, nonce: bytes, context: bytes) -> bytearray:
+        """Return the key; the caller overwrites it.
+
+        Raises:
+            AuthenticationError: it was wrapped under another key, or elsewhere, or was altered.
+            StoreUnavailableError: the token cannot be used now.
+        """
+        ...
+
+    def close(self) -> None:
+        """Forget the key, or leave the token."""
+        ...
+
+
 class Anchor(Protocol):
     """Remembers, outside the data directory, how far the store had got: how a restored copy is told from a restart.
 

@@ -9,7 +9,17 @@ reads the medium below the file. Such a slot opens only with the node key: keep 
 at start-up, and what was erased stays closed to a thief of the disk.
 """
 
-from trenza.adapters.keyring.node_key import load_node_key
-from trenza.adapters.keyring.sealer import KeyringSealer
+from trenza.adapters.keyring.node_key import HeldNodeKey, load_node_key
+from trenza.adapters.keyring.sealer import KEYRING_NAME, KeyringSealer
+from trenza.adapters.keyring.token import TokenNodeKey, make_token_key
+from trenza.adapters.keyring.token_uri import TokenKeyUri
 
-__all__ = ["KeyringSealer", "load_node_key"]
+__all__ = [
+    "KEYRING_NAME",
+    "HeldNodeKey",
+    "KeyringSealer",
+    "TokenKeyUri",
+    "TokenNodeKey",
+    "load_node_key",
+    "make_token_key",
+]

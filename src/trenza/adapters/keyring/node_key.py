@@ -1,4 +1,7 @@
-"""The node key: 32 bytes that wrap all segment keys, in a file that belongs outside the data directory."""
+"""The node key in a file: 32 bytes that wrap all segment keys, on another medium than the data, best.
+
+`HeldNodeKey` wraps with AES-256-GCM-SIV (RFC 8452); it bears that a keyring restored from a copy repeats a nonce.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,47 @@ import contextlib
 import os
 from pathlib import Path
 
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
+
 from trenza.base.entropy import Entropy
-from trenza.base.errors import InvalidDocumentError, StoreUnavailableError
+from trenza.base.errors import AuthenticationError, InvalidDocumentError, StoreUnavailableError
 from trenza.base.secret import Secret
 
 NODE_KEY_BYTES = 32
+_TAG = 16
 
 
-def load_node_key(path: Path, entropy: Entropy) -> Secret:
+class HeldNodeKey:
+    """A node key in this process's memory. Implements kms.ports.NodeKey."""
+
+    is_at_hand = True
+
+    def __init__(self, key: Secret) -> None:
+        """Take the key over: 32 bytes, which the caller may wipe from now on."""
+        self._wrapping = AESGCMSIV(key.view())
+
+    def wrap(self, key: bytearray, *, nonce: bytes, context: bytes) -> bytes:
+        return self._wrapping.encrypt(nonce, key, context)
+
+    def unwrap(self, wrapped: bytes, *, nonce: bytes, context: bytes) -> bytearray:
+        key = bytearray(max(0, len(wrapped) - _TAG))
+        try:
+            self._wrapping.decrypt_into(nonce, wrapped, context, key)
+        except InvalidTag:
+            raise AuthenticationError("wrapped under another node key, or altered") from None
+        return key
+
+    def close(self) -> None:
+        """Nothing to leave: the library keeps its copy of the key until it is collected."""
+
+
+def load_node_key(path: Path, entropy: Entropy | None) -> Secret:
     """Read the node key, or make one if the file is absent.
 
     Args:
         path: of the file, mode 0600; it comes into being whole or not at all.
-        entropy: where a new key comes from.
+        entropy: where a new key comes from; None: none is made.
 
     Returns:
         The key; the caller wipes it once the sealer is open.
@@ -28,7 +59,7 @@ def load_node_key(path: Path, entropy: Entropy) -> Secret:
         StoreUnavailableError: it cannot be read or made.
     """
     try:
-        if not path.exists():
+        if entropy is not None and not path.exists():
             _create(path, entropy)
         return _read(path)
     except OSError as error:

@@ -1,32 +1,42 @@
 """Seals segments under keys of their own, kept in the keyring's slots.
 
 Layout of the keyring, from its first byte, in 64-byte places:
-    header: magic (8), identity (16), check (16: AES-GCM-SIV tag over both under the node key), zeros.
+    header: magic (8), identity (16), check (32: 16 zero bytes wrapped under the node key, bound to both), zeros.
+        Of keyrings made by release 0.1: another magic, and a check of 16 bytes (nothing wrapped, nonce zero).
     slot n: generation (4, big-endian; odd: in use), nonce (12), wrapped key (48). 64 bytes never straddle a sector.
 A handle is the slot's number and its generation, so a slot that is used again does not answer for its former box.
-Wrapping: AES-256-GCM-SIV (RFC 8452) under the node key, bound to keyring and handle; it bears that a keyring restored
-from a copy repeats a generation. Box: AES-256-GCM, nonce first, under the slot's key, used once.
+Wrapping: under the node key (kms.ports.NodeKey), bound to keyring and handle. Box: AES-256-GCM, nonce first, under
+the slot's key, used once.
 """
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import struct
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESGCMSIV
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from trenza.adapters.keyring.node_key import HeldNodeKey
 from trenza.adapters.keyring.slots import FileSlots, MemorySlots, Slots
 from trenza.base.entropy import Entropy
 from trenza.base.errors import AuthenticationError, InvalidDocumentError, StoreUnavailableError
 from trenza.base.secret import Secret
-from trenza.kms.ports import Sealed
+from trenza.kms.ports import NodeKey, Sealed
+
+KEYRING_NAME = "keyring"  # of the file, in the data directory
 
 _PLACE = 64
-_MAGIC = b"TRZAKR\x00\x01"
+_MAGIC = b"TRZAKR\x00\x02"
+_FIRST_MAGIC = b"TRZAKR\x00\x01"
+_CHECKED = 16
 _WRAP_LABEL = b"trenza keyring slot v1"
 _BOX_LABEL = b"trenza sealed box v1"
 _NONCE = 12
@@ -43,20 +53,31 @@ _ERASED = b"\xa5" * (
 )  # no randomness: erasing must not wait for a healthy generator; nor zeros, which thin
 # disks drop instead of writing
 
+_Answer = TypeVar("_Answer")
+
 
 class KeyringSealer:
     """Implements kms.ports.Sealer. What it promises and what not: see the package. Call `retain` once at start."""
 
-    def __init__(self, slots: Slots, *, node_key: Secret, entropy: Entropy) -> None:
+    def __init__(self, slots: Slots, *, node_key: Secret | NodeKey, entropy: Entropy) -> None:
         """Open the keyring in `slots`; `open` and `in_memory` are the usual ways.
+
+        Args:
+            slots: where it is.
+            node_key: 32 bytes, which the caller wipes afterwards; or a key elsewhere, which stays the caller's.
+            entropy: where the segments' keys come from.
 
         Raises:
             AuthenticationError: the keyring was made under another node key.
             InvalidDocumentError: this is not a keyring.
+            StoreUnavailableError: the node key's token cannot be used.
         """
         self._slots = slots
         self._entropy = entropy
-        self._wrapping = AESGCMSIV(node_key.view())
+        self._node_key: NodeKey = HeldNodeKey(node_key) if isinstance(node_key, Secret) else node_key
+        self._asking: ThreadPoolExecutor | None = None
+        if not self._node_key.is_at_hand:  # a thread of its own, so that a token that hangs holds up nothing else
+            self._asking = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trenza-node-key")
         self._unwritten: list[range] = []  # bytes of `_content` that go with the next write
         self._content = bytearray(slots.content())  # the file as it is to be, always ahead of the disk
         if len(self._content) < _PLACE:  # absent, or a crash before the first slot could be written
@@ -68,8 +89,8 @@ class KeyringSealer:
         self._offer(slot for slot in range(self._slot_count()) if not self._generation(slot) & 1)
 
     @classmethod
-    def open(cls, path: Path, *, node_key: Secret, entropy: Entropy) -> KeyringSealer:
-        """Open the keyring file at `path`, making it if absent; the caller wipes `node_key` afterwards.
+    def open(cls, path: Path, *, node_key: Secret | NodeKey, entropy: Entropy) -> KeyringSealer:
+        """Open the keyring file at `path`, making it if absent.
 
         Raises:
             StoreUnavailableError: another process holds it, or the disk fails.
@@ -82,7 +103,7 @@ class KeyringSealer:
             raise
 
     @classmethod
-    def in_memory(cls, *, node_key: Secret, entropy: Entropy, image: bytes = b"") -> KeyringSealer:
+    def in_memory(cls, *, node_key: Secret | NodeKey, entropy: Entropy, image: bytes = b"") -> KeyringSealer:
         """Open a keyring that lives in memory, from an `image` of an earlier one: for the lab."""
         return cls(MemorySlots(image), node_key=node_key, entropy=entropy)
 
@@ -97,8 +118,14 @@ class KeyringSealer:
         handle = slot | (self._generation(slot) + 1) << _SLOT_BITS
         clear = secret.view() if isinstance(secret, Secret) else secret
         box = nonce + AESGCM(key).encrypt(nonce, clear, _box_context(handle, associated))
-        wrapped = self._wrapping.encrypt(wrapping_nonce, key, self._wrap_context(handle))
-        key[:] = bytes(_KEY)
+        wrap = functools.partial(self._node_key.wrap, key, nonce=wrapping_nonce, context=self._wrap_context(handle))
+        try:
+            wrapped = await self._asked(wrap)
+        except BaseException:
+            self._free.appendleft(slot)  # nothing was put into it
+            raise
+        finally:
+            key[:] = bytes(_KEY)
         self._put(slot, _GENERATION.pack(handle >> _SLOT_BITS) + wrapping_nonce + wrapped)
         try:
             await self._write([_place_of(slot)])
@@ -108,7 +135,7 @@ class KeyringSealer:
         return Sealed(handle, box)
 
     async def unseal(self, sealed: Sealed, *, associated: bytes) -> Secret:
-        key = self._unwrap(sealed.handle)
+        key = await self._unwrap(sealed.handle)
         opening = AESGCM(key)
         key[:] = bytes(_KEY)
         clear = bytearray(max(0, len(sealed.box) - _NONCE - _TAG))
@@ -143,7 +170,9 @@ class KeyringSealer:
         return len(leaked)
 
     async def close(self) -> None:
-        """Finish what was called, then let go of the file."""
+        """Finish what was called, then let go of the file; the node key stays its owner's."""
+        if self._asking is not None:
+            self._asking.shutdown(wait=False)
         await self._slots.close()
 
     # --- slots ------------------------------------------------------------------------------------------------------
@@ -204,35 +233,49 @@ class KeyringSealer:
 
     # --- keys -------------------------------------------------------------------------------------------------------
 
-    def _unwrap(self, handle: int) -> bytearray:
+    async def _asked(self, question: Callable[[], _Answer]) -> _Answer:
+        """Return the node key's answer: at once, or without holding up the loop."""
+        if self._asking is None:
+            return question()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._asking, question)
+        except RuntimeError:
+            raise StoreUnavailableError("the keyring is closed") from None
+
+    async def _unwrap(self, handle: int) -> bytearray:
         slot, generation = _parts(handle)
         if not self._holds(slot, generation):
             raise AuthenticationError("the sealed box's key was erased")
         at = _place_of(slot)
         place = bytes(self._content[at.start + _GENERATION.size : at.stop])
-        key = bytearray(_KEY)
+        nonce, wrapped = place[:_NONCE], place[_NONCE:]
+        unwrap = functools.partial(self._node_key.unwrap, wrapped, nonce=nonce, context=self._wrap_context(handle))
         try:
-            self._wrapping.decrypt_into(place[:_NONCE], place[_NONCE:], self._wrap_context(handle), key)
-        except InvalidTag:
+            return await self._asked(unwrap)
+        except AuthenticationError:
             raise AuthenticationError("the keyring's slot was altered") from None
-        return key
 
     def _wrap_context(self, handle: int) -> bytes:
         return _WRAP_LABEL + self._identity + _HANDLE.pack(handle)
 
     def _begin(self) -> None:
         named = _MAGIC + bytes(self._entropy.token(16))
-        header = (named + self._wrapping.encrypt(bytes(_NONCE), b"", named)).ljust(_PLACE, b"\0")
-        self._content = bytearray(header)
+        check = self._node_key.wrap(bytearray(_CHECKED), nonce=named[8 : 8 + _NONCE], context=named)
+        self._content = bytearray((named + check).ljust(_PLACE, b"\0"))
         self._unwritten.append(range(_PLACE))
 
     def _checked_identity(self) -> bytes:
-        named, check = bytes(self._content[:24]), bytes(self._content[24:40])
-        if named[:8] != _MAGIC:
-            raise InvalidDocumentError("the keyring", ("it is another program's file, or of another format",))
+        named = bytes(self._content[:24])
+        match named[:8]:
+            case magic if magic == _MAGIC:
+                nonce, length = named[8 : 8 + _NONCE], _CHECKED + _TAG
+            case magic if magic == _FIRST_MAGIC:
+                nonce, length = bytes(_NONCE), _TAG
+            case _:
+                raise InvalidDocumentError("the keyring", ("it is another program's file, or of another format",))
         try:
-            self._wrapping.decrypt(bytes(_NONCE), check, named)
-        except InvalidTag:
+            self._node_key.unwrap(bytes(self._content[24 : 24 + length]), nonce=nonce, context=named)
+        except AuthenticationError:
             raise AuthenticationError(
                 "the keyring was made under another node key, or its header was altered"
             ) from None
