@@ -1,0 +1,161 @@
+"""Who leads: one row in the database, by the database's clock.
+
+An instance that leads renews its lease; when it does not, for two seconds by the server's clock, another may take
+over. Each new lead gets a token that is larger than any before. The lease decides who *tries*; the token decides who
+*may*: every commit names the one it stands under, and is refused once another is in force (transaction.py). So a
+clock that jumps, a process that was frozen or a lease that ended unnoticed cost time, never a key issued twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from trenza.adapters.postgres.line import Line
+from trenza.adapters.postgres.server import Server
+from trenza.base.clock import Clock
+from trenza.base.entropy import Entropy
+from trenza.base.errors import FencedError
+from trenza.base.units import Seconds
+
+if TYPE_CHECKING:
+    from asyncpg import Connection, Record
+
+TTL: Final = Seconds(2.0)
+_SEEN_RECENTLY: Final = Seconds(10.0)
+_LIFE_BYTES: Final = 16
+
+_GROWN = "greatest(token + 1, floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint)"
+"""At least the time in milliseconds: a database restored to an earlier state gives no token a second time."""
+
+_TAKE = f"""
+UPDATE lead SET token = {_GROWN}, holder = $1, name = $2, until = clock_timestamp() + make_interval(secs => $3)
+WHERE holder IS NULL OR holder = $1 OR until <= clock_timestamp()
+RETURNING token
+"""  # noqa: S608 - our own words
+_SEEN = """
+INSERT INTO instance VALUES ($1, $2, clock_timestamp()) ON CONFLICT (life) DO UPDATE SET seen = excluded.seen
+"""
+# One statement: an instance that is frozen right after it holds no lock.
+_RENEW = f"""
+WITH seen AS ({_SEEN})
+UPDATE lead SET until = clock_timestamp() + make_interval(secs => $4)
+WHERE holder = $1 AND token = $3 RETURNING token
+"""  # noqa: S608
+_RELEASE = f"""
+UPDATE lead SET token = {_GROWN}, holder = NULL, name = NULL, until = NULL WHERE holder = $1 AND token = $2
+"""  # noqa: S608
+_LOOK = """
+SELECT token, holder = $1 AS mine, name, extract(epoch FROM until - clock_timestamp())::float8 AS remaining,
+       ARRAY(SELECT name FROM instance WHERE seen > clock_timestamp() - make_interval(secs => $2) ORDER BY name, life)
+       AS instances
+FROM lead
+"""
+_FORGET = "DELETE FROM instance WHERE seen < clock_timestamp() - make_interval(secs => $1)"
+
+
+@dataclass(frozen=True, slots=True)
+class Lead:
+    """Who leads the node, as the database says."""
+
+    token: int  # 0: nobody ever did
+    name: str | None  # None: nobody does
+    is_mine: bool
+    remaining: Seconds  # of its lease; not above 0 when it may be taken over
+    instances: tuple[str, ...]  # seen in the last ten seconds
+
+    @property
+    def is_free(self) -> bool:
+        """Tell whether `Lease.acquire` is worth trying."""
+        return self.name is None or self.remaining <= 0
+
+
+class Lease:
+    """One instance's claim to lead its node. A process makes one; a restarted process is another instance."""
+
+    def __init__(self, server: Server, *, name: str, clock: Clock, entropy: Entropy, ttl: Seconds = TTL) -> None:
+        """Describe this instance.
+
+        Args:
+            server: of a store that was opened already.
+            name: by which operators know this instance.
+            clock: of this machine; tells only how long the last answer may be relied on.
+            entropy: tells this process from every other, whatever its name.
+            ttl: seconds that a lease holds unless it is renewed; renew three times as often.
+        """
+        self._line = Line(server)
+        self._name = name
+        self._clock = clock
+        self._life = bytes(entropy.token(_LIFE_BYTES))
+        self._ttl = ttl
+        self._until = Seconds(0)
+        self.token = 0
+        """Under which this instance leads; 0 if it does not."""
+
+    @property
+    def is_held(self) -> bool:
+        """Tell whether the lead is surely still this instance's: keys issued from memory need no more than this."""
+        return self.token > 0 and self._clock.elapsed() < self._until
+
+    async def acquire(self) -> bool:
+        """Take the lead if nobody has it; `token` is then larger than any before.
+
+        Raises:
+            StoreUnavailableError: outcome unknown; if the lead was taken, it ends by itself or with the next call.
+        """
+        asked = self._clock.elapsed()
+        async with self._line.connection() as connection, connection.transaction():
+            # The lock of all commits: those under the earlier token are finished, or will find the new one.
+            await connection.execute("SELECT 1 FROM store_state FOR UPDATE")
+            await self._note_seen(connection)
+            await connection.execute(_FORGET, 360 * _SEEN_RECENTLY)
+            token = await connection.fetchval(_TAKE, self._life, self._name, self._ttl)
+        self.token = token or 0
+        self._until = Seconds(asked + self._ttl)
+        return token is not None
+
+    async def renew(self) -> None:
+        """Lead for longer; also after the lease has ended, if nobody has taken over.
+
+        Raises:
+            FencedError: another instance leads, or led since; this one begins a new life before it leads again.
+            StoreUnavailableError: outcome unknown; try again before the lease ends.
+        """
+        asked = self._clock.elapsed()
+        async with self._line.connection() as connection:
+            renewed = await connection.fetchval(_RENEW, self._life, self._name, self.token, self._ttl)
+        if renewed is None:
+            self.token = 0
+            raise FencedError("another instance leads this node now")
+        self._until = Seconds(asked + self._ttl)
+
+    async def release(self) -> None:
+        """Give the lead up at once, for whoever comes first; from now on commits under its token are refused.
+
+        Raises:
+            StoreUnavailableError: outcome unknown; it ends by itself.
+        """
+        token, self.token = self.token, 0
+        async with self._line.connection() as connection, connection.transaction():
+            await connection.execute("SELECT 1 FROM store_state FOR UPDATE")
+            await connection.execute(_RELEASE, self._life, token)
+
+    async def look(self) -> Lead:
+        """Say who leads, and note that this instance was here."""
+        async with self._line.connection() as connection:
+            await self._note_seen(connection)
+            row = await connection.fetchrow(_LOOK, self._life, _SEEN_RECENTLY)
+        assert row is not None
+        return Lead(
+            token=row["token"],
+            name=row["name"],
+            is_mine=bool(row["mine"]),
+            remaining=Seconds(row["remaining"] or 0.0),
+            instances=tuple(row["instances"]),
+        )
+
+    async def close(self) -> None:
+        await self._line.close()
+
+    async def _note_seen(self, connection: Connection[Record]) -> None:
+        await connection.execute(_SEEN, self._life, self._name)

@@ -1,0 +1,139 @@
+"""The store that several instances of one node share.
+
+A commit whose answer was lost (the connection broke, or the deadline passed, after COMMIT was sent) may or may not
+have been written, and is told as StoreUnavailableError like any other failure: the caller may assume neither. What it
+was to mark as used is used up in either case; an Insert or Expect may be repeated, and a ConflictError then says that
+it, or somebody else, was first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from trenza.adapters.postgres import schema
+from trenza.adapters.postgres.driver import FAILURES
+from trenza.adapters.postgres.group import Commit, Work, check
+from trenza.adapters.postgres.line import Line
+from trenza.adapters.postgres.reading import Reading, Standing
+from trenza.adapters.postgres.server import Server, reason
+from trenza.adapters.postgres.transaction import Applied
+from trenza.adapters.postgres.writer import Writer
+from trenza.base.errors import FencedError, StoreUnavailableError
+from trenza.kms.ports import ChainHead, Change, LedgerEntry, LedgerQuery, Table
+
+
+class PostgresStore:
+    """Implements kms.ports.Store. Open it with `open`; whoever opened it closes it."""
+
+    def __init__(
+        self, server: Server, standing: Standing, *, token: int, on_group: Callable[[int], None] | None
+    ) -> None:
+        self.server = server
+        self.reading = Reading(Line(server))
+        self._writer = Writer(Line(server), on_applied=self._applied)
+        self._counter = standing.counter
+        self._token = token
+        self._last_fenced = -1
+        self._on_group = on_group
+        self._closed = False
+
+    @classmethod
+    async def open(
+        cls, server: Server, *, token: int = 0, on_group: Callable[[int], None] | None = None
+    ) -> PostgresStore:
+        """Open the node's schema, making it and its tables if absent.
+
+        Args:
+            server: where it is; instances, leases and sealers of this process use the same one.
+            token: of the lead under which this store's commits stand; 0 while the node never had a lead.
+            on_group: told the counter after each group is durable and before any of its answers is released: so an
+                Anchor is never behind what was acknowledged.
+
+        Raises:
+            StoreUnavailableError: no answer, or a server that would not keep what it acknowledges; says what to do.
+            InvalidDocumentError: the schema is another program's, or a newer Trenza's.
+        """
+        connection = await server.connect()
+        try:
+            await schema.prepare(connection, server.settings.schema)
+        except FAILURES as error:
+            raise StoreUnavailableError(f"the tables cannot be made: {reason(error)}") from error
+        finally:
+            connection.terminate()
+        opening = Reading(Line(server))
+        try:
+            standing = await opening.standing()
+        finally:
+            await opening.close()
+        return cls(server, standing, token=token, on_group=on_group)
+
+    @property
+    def token(self) -> int:
+        """The token of the lead under which commits stand."""
+        return self._token
+
+    def under(self, token: int) -> None:
+        """Let the commits called from now on stand under another lead; those that wait keep theirs."""
+        self._token = token
+
+    async def commit(self, changes: Sequence[Change]) -> None:
+        await self.write(changes)
+
+    async def write(self, changes: Sequence[Work]) -> None:
+        """Commit, also what only the sealer of this package writes.
+
+        Raises:
+            FencedError: the lead is another's now; nothing was written.
+            ConflictError: a row was not as demanded; nothing was written.
+            StoreUnavailableError: it may or may not have been written.
+        """
+        check(changes)
+        token = self._token
+        if token <= self._last_fenced:  # tokens only grow: what was refused once is refused for ever
+            raise FencedError("another instance leads this node now: nothing was written")
+        try:
+            await self._writer.commit(Commit(changes, token))
+        except FencedError:
+            self._last_fenced = max(self._last_fenced, token)
+            raise
+
+    async def get(self, table: Table, key: bytes) -> bytes | None:
+        self._check_open()
+        return await self.reading.get(table, key)
+
+    async def scan(self, table: Table, prefix: bytes = b"") -> list[tuple[bytes, bytes]]:
+        self._check_open()
+        return await self.reading.scan(table, prefix)
+
+    async def entries(self, query: LedgerQuery) -> list[LedgerEntry]:
+        self._check_open()
+        return await self.reading.entries(query)
+
+    async def head(self) -> ChainHead:
+        return (await self.look()).head
+
+    async def look(self) -> Standing:
+        """Return where the shared memory stands; an unchanged counter means that no row has changed."""
+        self._check_open()
+        standing = await self.reading.standing()
+        self._counter = max(self._counter, standing.counter)
+        return standing
+
+    def counter(self) -> int:
+        return self._counter
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        await self._writer.close()
+        await self.reading.close()
+
+    def _applied(self, applied: Applied) -> None:
+        self._counter = max(self._counter, applied.counter)
+        if self._on_group is not None:
+            self._on_group(self._counter)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreUnavailableError("the store is closed")
