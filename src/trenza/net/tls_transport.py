@@ -32,6 +32,7 @@ from trenza.net.tls import (
 )
 
 RECORD_BYTES = 16_384  # the largest plaintext of one TLS record
+RECORD_HEAD_BYTES = 5  # type, version, length
 FLUSH_BYTES = 65_536
 WRITE_STEP_BYTES = 262_144  # encrypts at most this much before handing it on
 MAX_HANDSHAKE_BYTES = 262_144  # an ML-DSA-65 chain with two intermediates is about 30 kB
@@ -97,6 +98,8 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self._unsent_bytes = 0
         self._drain_due = False
         self._in_read = False
+        self._drained = False  # OpenSSL holds no byte that it has not given us
+        self._one_record = False  # what it holds is one whole record
         self._reading_paused = False
         self._writing_ended = False
         self._peer_ended = False
@@ -135,6 +138,9 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             self._shake_hands()
             if self._application is None:
                 return
+            self._drained = False
+        self._one_record = self._drained and _is_one_record(data)
+        self._drained = False
         self._read()
 
     def eof_received(self) -> bool:
@@ -246,6 +252,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
                 try:
                     plain = self._tls.recv(RECORD_BYTES)
                 except SSL.WantReadError:
+                    self._drained = True
                     break
                 except SSL.ZeroReturnError:
                     self._peer_said_goodbye()
@@ -255,7 +262,10 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
                     return
                 heard = self._heard_application = True
                 assert self._application is not None
+                self._drained, self._one_record = self._one_record, False
                 self._application.data_received(plain)
+                if self._drained:
+                    break  # to let OpenSSL find that there is no more costs as much as decrypting did
         finally:
             self._in_read = False
         if self._unsent:
@@ -416,6 +426,11 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
 
     def get_write_buffer_limits(self) -> tuple[int, int]:
         return self._raw.get_write_buffer_limits() if self._raw is not None else (0, 0)
+
+
+def _is_one_record(data: bytes) -> bool:
+    """Tell whether `data` is one whole TLS record, no more and no less (RFC 8446 clause 5.1)."""
+    return len(data) > RECORD_HEAD_BYTES and len(data) == RECORD_HEAD_BYTES + (data[3] << 8 | data[4])
 
 
 def _tune(transport: asyncio.BaseTransport) -> None:

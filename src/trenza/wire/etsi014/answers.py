@@ -23,7 +23,8 @@ from trenza.wire.etsi014.extensions import VENDOR_PREFIX
 from trenza.wire.etsi014.values import Error, Key, KeyExtension, Status
 
 _TIMES: Final = ("created", "expires")
-_NOTHING: Final = KeyExtension()
+_LASTING: Final = ("recipe", "origins", "supply", "strength", "hops")
+_PREFIX: Final = VENDOR_PREFIX.encode()
 
 # --- written by a KME ----------------------------------------------------------------------------------------------
 
@@ -55,14 +56,26 @@ def encode_container(keys: Iterable[Key]) -> bytes:
 
 
 def _key_tail(extension: KeyExtension) -> bytes:
-    if extension == _NOTHING:
-        return b'"}'
-    told: dict[str, Any] = {}
-    for field in extension.__struct_fields__:
-        value = getattr(extension, field)
-        if value not in (None, ()):
-            told[VENDOR_PREFIX + field] = rfc3339(value) if field in _TIMES else value
-    return b'","key_extension":' + msgspec.json.encode(told) + b"}"
+    """Return what follows the key's own text in its entry."""
+    lasting = _lasting_members(
+        extension.recipe, extension.origins, extension.supply, extension.strength, extension.hops
+    )
+    moments = [
+        b'"%b%b":"%b"' % (_PREFIX, name, rfc3339(moment).encode())
+        for name, moment in ((b"created", extension.created), (b"expires", extension.expires))
+        if moment is not None
+    ]
+    members = b",".join([lasting, *moments] if lasting else moments)
+    return b'","key_extension":{%b}}' % members if members else b'"}'
+
+
+@functools.lru_cache(maxsize=256)
+def _lasting_members(*values: object) -> bytes:
+    """Return the members that many keys share, without the braces; remembered."""
+    told = {
+        VENDOR_PREFIX + name: value for name, value in zip(_LASTING, values, strict=True) if value not in (None, ())
+    }
+    return msgspec.json.encode(told)[1:-1]
 
 
 # --- read by an SAE ------------------------------------------------------------------------------------------------

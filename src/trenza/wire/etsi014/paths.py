@@ -6,6 +6,7 @@ nothing.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Final
@@ -18,6 +19,7 @@ from trenza.wire.etsi014.values import Method, Route
 _PREFIX: Final = "/api/v1/keys/"
 _ROUTE: Final = re.compile(re.escape(_PREFIX) + r"([^/]*)/(status|enc_keys|dec_keys)")
 _BROKEN_PERCENT: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_LONGEST_REMEMBERED: Final = 256  # characters; no path of this interface needs more
 
 
 def path_of(method: Method, sae_id: str) -> str:
@@ -31,6 +33,10 @@ def route(path: str) -> Route | None:
     Raises:
         InvalidRequestError: the SAE ID is not percent-encoded UTF-8, or no SAE can have it.
     """
+    return _remembered_route(path) if len(path) <= _LONGEST_REMEMBERED else _route(path)
+
+
+def _route(path: str) -> Route | None:
     match = _ROUTE.fullmatch(path)
     if match is None:
         return None
@@ -38,6 +44,10 @@ def route(path: str) -> Route | None:
     if not is_name(sae_id):
         raise InvalidRequestError("the SAE ID of the path shall have 1 to 64 characters of RFC 3986")
     return Route(Method(match[2]), sae_id)
+
+
+_remembered_route = functools.lru_cache(maxsize=4096)(_route)
+"""An application asks for the same few paths again and again; refusals are worked out anew."""
 
 
 def read_query(query: str) -> Mapping[str, str]:

@@ -9,6 +9,7 @@ A request either has one meaning or is refused with InvalidRequestError (400). W
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NoReturn
@@ -25,6 +26,7 @@ from trenza.wire.etsi014.values import LARGEST_INTEGER, SIZE_NOT_WHOLE_BYTES, Ke
 
 _UUID: Final = re.compile(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 _DIGITS: Final = re.compile(r"[0-9]{1,10}")
+_LONGEST_REMEMBERED: Final = 128  # bytes of a body
 _ADDITIONAL: Final = "additional_slave_SAE_IDs"
 _GET_KEY_NAMES: Final = frozenset({"number", "size", _ADDITIONAL, "extension_mandatory", "extension_optional"})
 _WITH_IDS_NAMES: Final = frozenset({"key_ID", "key_IDs", "key_IDs_extension"})
@@ -44,9 +46,15 @@ def key_request_from_query(query: str) -> KeyRequest:
 
 def key_request_from_body(body: bytes) -> KeyRequest:
     """Read a Get key in its POST form; an empty body asks for one key of the default size."""
-    if not body:
-        return KeyRequest()
+    if len(body) <= _LONGEST_REMEMBERED:
+        return _remembered_request(body)
     return _key_request(_object_of(body))
+
+
+@functools.lru_cache(maxsize=1024)
+def _remembered_request(body: bytes) -> KeyRequest:
+    """Read a short body; an application sends the same one again and again. Refusals are worked out anew."""
+    return _key_request(_object_of(body)) if body else KeyRequest()
 
 
 def key_ids_from_query(query: str) -> tuple[UUID, ...]:
