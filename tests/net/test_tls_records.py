@@ -94,6 +94,8 @@ def test_records_cut_and_joined_anyhow_are_heard_in_order(run, pki, seed, pause_
             if chance.random() < 0.5:
                 server.resume_reading()
                 await asyncio.sleep(0)
+            if server.is_reading():
+                assert len(listener.heard) == len(said), "bytes were left behind"
         while not server.is_reading():
             server.resume_reading()
             await asyncio.sleep(0)
