@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,7 +25,7 @@ def test_it_is_a_set_of_slots(deeds, asked):
     assert slots_of(built) == expected
     assert len(built) == len(expected)
     ends = [(first, first + count) for first, count in built.ranges]
-    assert all(end < start for (_, end), (start, _) in zip(ends, ends[1:], strict=False))
+    assert all(end < start for (_, end), (start, _) in pairwise(ends))
     first, count = asked
     assert built.covers(first, count) is (count > 0 and {*range(first, first + count)} <= expected)
     assert all((slot in built) is (slot in expected) for slot in range(20))
