@@ -30,6 +30,8 @@ class SlotSet:
 
     def without(self, first: int, count: int) -> SlotSet:
         """Return the set without the slots of a range."""
+        if count <= 0:
+            return self
         end = first + count
         kept: list[Range] = []
         for start, length in self.ranges:
