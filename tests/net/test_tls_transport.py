@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from trenza.base.errors import AuthenticationError, PeerUnavailableError, RemoteProtocolError, TrenzaError
+from trenza.net.gate import Gate, GateLimits
 from trenza.net.tls import Groups, OldestTls, PeerIdentity, client_context, fingerprint_of, server_context
 from trenza.net.tls_transport import MAX_HANDSHAKE_BYTES, Terms, TlsTransport, connect, listen
 
@@ -433,13 +434,14 @@ def test_an_end_without_close_notify_is_told_as_such(run, pki):
 
 def test_a_client_that_does_not_shake_hands_is_closed(run, pki):
     async def story():
-        async with echo_door(server_context(pki.identity("norte")), handshake_timeout_s=0.05) as door:
+        gate = Gate(GateLimits(handshake_timeout_s=0.05))
+        async with echo_door(server_context(pki.identity("norte")), gate=gate) as door:
             reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
             with contextlib.suppress(ConnectionError):
                 assert await reader.read() == b""
             writer.close()
         assert door.terms.statistics.failed == {"timeout": 1}
-        assert door.terms.handshakes_running == 0
+        assert (gate.handshakes, gate.connections) == (0, 0)
 
     run(story())
 

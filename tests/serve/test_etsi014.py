@@ -17,6 +17,7 @@ from trenza.app.pki import CertificateAuthority, KeyType
 from trenza.base.errors import (
     ConflictError,
     InvalidRequestError,
+    LimitedError,
     MissingOriginError,
     NotEnoughKeyError,
     PeerUnavailableError,
@@ -480,6 +481,17 @@ def test_trouble_is_told_in_the_standards_codes(trouble, status, message):
     assert json.loads(bytes(response.body)) == (
         {"message": message, "details": [{"available": 3}]} if "enough" in message else {"message": message}
     )
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(0.2, ("1",)), (7.1, ("8",)), (None, ())])
+def test_who_has_had_its_share_is_told_when_to_come_again(seconds, told):
+    class Limited(MemoryDelivery):
+        async def issue(self, caller, request):
+            raise LimitedError("more keys were asked for than may be had in this time", retry_after=seconds)
+
+    response = ask(a_door(Limited)[0], *get(TO_BOB))
+    assert response.status == 503
+    assert tuple(value for name, value in response.headers if name == "retry-after") == told
 
 
 def test_a_story_that_does_not_end_is_answered_in_time():

@@ -19,12 +19,12 @@ from trenza.base.errors import (
     UnknownKeyError,
 )
 from trenza.base.names import SaeId
+from trenza.base.rate import TokenBucket
 from trenza.base.units import Bits
 from trenza.core.choice import UNMET, acceptance, recipes_for
 from trenza.core.delivery import DeliveredKey, IssueRequest, PairStatus, Wishes
 from trenza.core.keyid import SIZE_MAX
 from trenza.core.policy import Policy, SaeEntry
-from trenza.core.rate import TokenBucket
 from trenza.core.recipe import LOCAL, Recipe
 from trenza.kms.context import Context
 from trenza.kms.slots import Found, Pair, Slots

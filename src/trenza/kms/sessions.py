@@ -16,9 +16,9 @@ from collections.abc import Awaitable, Callable
 
 from trenza.base.errors import AuthenticationError, RemoteProtocolError, StaleError, UnavailableError
 from trenza.base.names import NodeId
+from trenza.base.rate import TokenBucket
 from trenza.base.units import Seconds
 from trenza.core.exchange import session_keys
-from trenza.core.rate import TokenBucket
 from trenza.kms import rows
 from trenza.kms.context import Context, Session
 from trenza.kms.exchange import Agreed, Exchanges

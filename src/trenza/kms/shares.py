@@ -13,10 +13,10 @@ from typing import Final, NamedTuple, Protocol
 
 from trenza.base.errors import LimitedError, NotEnoughKeyError
 from trenza.base.names import NodeId, SaeId, TenantId
+from trenza.base.rate import TokenBucket
 from trenza.base.units import Bits, Seconds
 from trenza.core.policy import Policy, SaeEntry, TenantEntry
 from trenza.core.priority import Priority
-from trenza.core.rate import TokenBucket
 from trenza.core.recipe import LOCAL
 from trenza.core.share import Lot, Verdict
 from trenza.kms import rows

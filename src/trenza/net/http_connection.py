@@ -16,7 +16,7 @@ from typing import Protocol, cast
 import httptools
 
 from trenza.net.http import ErrorResponse, Handler, HttpLimits, Request, Response, encode_head
-from trenza.net.tls import PeerIdentity
+from trenza.net.tls import PeerIdentity, TlsStatistics
 from trenza.net.tls_transport import RECORD_BYTES, TlsTransport
 
 
@@ -35,8 +35,11 @@ class Keeper(Protocol):
     @property
     def date(self) -> bytes: ...
 
-    def opened(self, connection: HttpConnection) -> bool:
-        """Take a connection in; tell whether it may ask for anything."""
+    @property
+    def statistics(self) -> TlsStatistics: ...
+
+    def opened(self, connection: HttpConnection) -> str | None:
+        """Take a connection in; return why it may not ask for anything, if it may not."""
         ...
 
     def closed(self, connection: HttpConnection) -> None:
@@ -57,7 +60,9 @@ class _RefusedError(Exception):
 
 
 class HttpConnection(asyncio.Protocol):
-    """Reads ahead at most `max_pipelined` requests (and what one TLS record holds), serves one at a time."""
+    """Reads ahead at most `max_pipelined` requests or one large body (and what one TLS record holds), serves one at a
+    time.
+    """
 
     def __init__(self, server: Keeper) -> None:
         self._server = server
@@ -67,6 +72,7 @@ class HttpConnection(asyncio.Protocol):
         self._transport: TlsTransport | None = None
         self._peer: PeerIdentity | None = None
         self._waiting: deque[tuple[Request, bool]] = deque()  # with: may more requests follow it
+        self._waiting_bytes = 0  # of their bodies
         self._answer: asyncio.Future[Response] | None = None
         self._refusal: tuple[int, str] | None = None  # answered after all that was asked before it
         self._hearing = True
@@ -89,14 +95,20 @@ class HttpConnection(asyncio.Protocol):
         self._body: list[bytes] = []
         self._body_bytes = 0
 
+    @property
+    def client(self) -> str:
+        """Return whose connection this is."""
+        assert self._peer is not None
+        return self._peer.name
+
     # ---- the transport's calls ----
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("TlsTransport", transport)
         self._peer = transport.get_extra_info("peer")
         self._idle_deadline = self._loop.time() + self._limits.idle_timeout_s
-        if not self._server.opened(self):
-            self._refuse(503, "too many connections")
+        if refusal := self._server.opened(self):
+            self._refuse(503, refusal)
             self._go_on()
 
     def data_received(self, data: bytes) -> None:
@@ -204,6 +216,7 @@ class HttpConnection(asyncio.Protocol):
         keep_alive = self._parser.should_keep_alive() and not self._parser.should_upgrade()
         self._hearing = self._hearing and keep_alive
         self._waiting.append((request, keep_alive))
+        self._waiting_bytes += len(body)
         self._forget_message()
 
     def _path_of_absolute_target(self) -> bytes:
@@ -233,6 +246,7 @@ class HttpConnection(asyncio.Protocol):
         self._read_deadline = math.inf
         if self._refusal is None:
             self._refusal = (status, message)
+            self._server.statistics.refused[message] += 1
 
     # ---- answering ----
 
@@ -240,10 +254,11 @@ class HttpConnection(asyncio.Protocol):
         """Serve what waits, in order; then say what is left to say."""
         while self._waiting and self._answer is None and not self._writing_paused and not self._said_all:
             request, keep_alive = self._waiting.popleft()
+            self._waiting_bytes -= len(request.body)
             self._serve(request, keep_alive=keep_alive)
         if self._transport is None:
             return
-        if len(self._waiting) >= self._limits.max_pipelined:
+        if len(self._waiting) >= self._limits.max_pipelined or self._waiting_bytes >= self._limits.max_body_bytes:
             self._transport.pause_reading()
         elif not self._transport.is_reading():
             self._transport.resume_reading()
@@ -325,6 +340,7 @@ class HttpConnection(asyncio.Protocol):
     def check_deadline(self, now: float) -> None:
         """End what took too long."""
         if now > self._write_deadline:
+            self._server.statistics.refused["answer not read"] += 1
             self.abort()
         elif now > self._idle_deadline:
             if self._said_all:

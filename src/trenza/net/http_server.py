@@ -14,6 +14,7 @@ import email.utils
 import logging
 from dataclasses import dataclass, field
 
+from trenza.net.gate import Gate
 from trenza.net.http import ErrorResponse, Handler, HttpLimits, Response
 from trenza.net.http_connection import HttpConnection
 from trenza.net.tls import ContextProvider, RevocationCheck, TlsStatistics, never_revoked
@@ -33,6 +34,7 @@ class HttpServer:
     contexts: ContextProvider
     error_response: ErrorResponse
     limits: HttpLimits = field(default_factory=HttpLimits)
+    gate: Gate = field(default_factory=Gate)
     is_revoked: RevocationCheck = never_revoked
     statistics: TlsStatistics = field(default_factory=TlsStatistics)
     date: bytes = field(default=b"", init=False)
@@ -53,7 +55,7 @@ class HttpServer:
         """
         assert self._server is None, "started twice"
         self.date = _date_now()
-        terms = Terms(is_revoked=self.is_revoked, statistics=self.statistics)
+        terms = Terms(is_revoked=self.is_revoked, gate=self.gate, statistics=self.statistics)
         self._server = await listen(lambda: HttpConnection(self), self.contexts, host, port, terms=terms)
         self._sweep_connections()
         return int(self._server.sockets[0].getsockname()[1])
@@ -98,14 +100,20 @@ class HttpServer:
         self.running.discard(answer)
         self._wake()
 
-    def opened(self, connection: HttpConnection) -> bool:
-        """Take a connection in; tell whether it may ask for anything."""
+    def opened(self, connection: HttpConnection) -> str | None:
+        """Take a connection in; return why it may not ask for anything, if it may not."""
         self.connections.add(connection)
-        return len(self.connections) <= self.limits.max_connections and not self.stopping
+        among_its_own = self.gate.enter(connection.client)
+        if self.stopping:
+            return "the server stops"
+        if len(self.connections) > self.limits.max_connections:
+            return "too many connections"
+        return None if among_its_own else "too many connections of one client"
 
     def closed(self, connection: HttpConnection) -> None:
         """Forget a connection that ended."""
         self.connections.discard(connection)
+        self.gate.leave(connection.client)
         self._wake()
 
     def _wake(self) -> None:

@@ -20,6 +20,7 @@ from trenza.base.errors import (
     RemoteProtocolError,
     TrenzaError,
 )
+from trenza.net.gate import Gate
 from trenza.net.rpc_frames import MAX_FRAME_BYTES, FramedProtocol, FrameKind, MessageCounters
 from trenza.net.tls import (
     ContextProvider,
@@ -34,6 +35,7 @@ from trenza.net.tls_transport import Terms, connect, listen
 logger = logging.getLogger(__name__)
 
 MAX_ERROR_CHARACTERS = 2000
+MAX_COUNTED_PEERS = 10_000
 FIRST_BACKOFF_S = 0.05
 LONGEST_BACKOFF_S = 2.0
 
@@ -50,6 +52,9 @@ class RpcServer:
     max_frame_bytes: int = MAX_FRAME_BYTES
     max_running: int = 64
     """Calls of one connection that run at once; beyond these its bytes wait in the network."""
+    stall_timeout_s: float = 30.0
+    """A node that does not read its answers for so long is cut off."""
+    gate: Gate = field(default_factory=Gate)
     is_revoked: RevocationCheck = never_revoked
     statistics: TlsStatistics = field(default_factory=TlsStatistics)
     counters: dict[str, MessageCounters] = field(default_factory=dict)
@@ -67,7 +72,7 @@ class RpcServer:
             OSError: the address cannot be bound.
         """
         assert self._server is None, "started twice"
-        terms = Terms(is_revoked=self.is_revoked, statistics=self.statistics)
+        terms = Terms(is_revoked=self.is_revoked, gate=self.gate, statistics=self.statistics)
         self._server = await listen(lambda: _ServedConnection(self), self.contexts, host, port, terms=terms)
         return int(self._server.sockets[0].getsockname()[1])
 
@@ -95,6 +100,12 @@ class RpcServer:
         self._server = None
         self.stopping = False
 
+    def counters_of(self, peer: PeerIdentity) -> MessageCounters:
+        """Return where the frames exchanged with a peer are counted; those with too many names, under none."""
+        if peer.name not in self.counters and len(self.counters) >= MAX_COUNTED_PEERS:
+            return MessageCounters()
+        return self.counters.setdefault(peer.name, MessageCounters())
+
     def renew(self) -> None:
         """Let every client finish what it asked and connect anew, so that it sees the certificate valid now."""
         for connection in tuple(self.connections):
@@ -121,13 +132,18 @@ class _ServedConnection(FramedProtocol):
         self._waiting: deque[tuple[int, bytes]] = deque()
         self._running = 0
         self._writing_paused = False
+        self._stalled: asyncio.TimerHandle | None = None
 
     def opened(self, peer: PeerIdentity) -> None:
         self._peer = peer
-        self._counters = self._server.counters.setdefault(peer.name, MessageCounters())
+        self._counters = self._server.counters_of(peer)
         self._server.connections.add(self)
-        if self._server.stopping:
+        among_its_own = self._server.gate.enter(peer.name)
+        if self._server.stopping or not among_its_own:
             self.send(0, FrameKind.GOAWAY)
+        if not among_its_own:
+            self._server.statistics.refused["too many connections of one client"] += 1
+            self.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         reason = self._protocol_error or exc
@@ -135,15 +151,30 @@ class _ServedConnection(FramedProtocol):
             logger.info("the connection from %s ended: %s", self._peer.name, reason)
         self._transport = None
         self._waiting.clear()
+        self._stop_waiting()
         self._server.connections.discard(self)
+        if self._peer is not None:
+            self._server.gate.leave(self._peer.name)
         self._server.wake()
 
     def pause_writing(self) -> None:
         self._writing_paused = True
+        self._stop_waiting()
+        self._stalled = asyncio.get_running_loop().call_later(self._server.stall_timeout_s, self._give_up)
 
     def resume_writing(self) -> None:
         self._writing_paused = False
+        self._stop_waiting()
         self._start_more()
+
+    def _stop_waiting(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
+    def _give_up(self) -> None:
+        self._server.statistics.refused["answer not read"] += 1
+        self.abort()
 
     def frame_received(self, correlation: int, kind: FrameKind, body: bytes) -> None:
         if kind is not FrameKind.REQUEST:

@@ -99,7 +99,9 @@ class TlsStatistics:
     completed: Counter[str] = field(default_factory=Counter)
     """Handshakes completed (peer accepted), by negotiated group."""
     failed: Counter[str] = field(default_factory=Counter)
-    """Handshakes that failed, by reason."""
+    """Handshakes that failed or were not begun, by reason."""
+    refused: Counter[str] = field(default_factory=Counter)
+    """Connections and messages of known clients that a limit of the door ended, by reason."""
     connections_open: int = 0
     """Connections that an application protocol holds now."""
 

@@ -17,6 +17,7 @@ from typing import Any, TypeVar, cast
 from OpenSSL import SSL
 
 from trenza.base.errors import AuthenticationError, PeerUnavailableError, RemoteProtocolError, TrenzaError
+from trenza.net.gate import Gate, host_of
 from trenza.net.tls import (
     ContextProvider,
     PeerIdentity,
@@ -36,9 +37,7 @@ RECORD_HEAD_BYTES = 5  # type, version, length
 FLUSH_BYTES = 65_536
 WRITE_STEP_BYTES = 262_144  # encrypts at most this much before handing it on
 MAX_HANDSHAKE_BYTES = 262_144  # an ML-DSA-65 chain with two intermediates is about 30 kB
-HANDSHAKE_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 30.0  # for a peer that does not read what was sent before the close
-MAX_HANDSHAKES = 256
 
 ProtocolFactory = Callable[[], asyncio.Protocol]
 P = TypeVar("P", bound=asyncio.Protocol)
@@ -50,9 +49,9 @@ class Terms:
 
     is_revoked: RevocationCheck = never_revoked
     expected_name: str | None = None
-    handshake_timeout_s: float = HANDSHAKE_TIMEOUT_S
+    gate: Gate = field(default_factory=Gate)
+    """Counts who comes in at a listener, and bounds it; of a client it only says how long a handshake may take."""
     statistics: TlsStatistics = field(default_factory=TlsStatistics)
-    handshakes_running: int = 0
 
     def check(self, peer: PeerIdentity) -> None:
         """Refuse a revoked certificate or one for another name.
@@ -93,6 +92,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self._error: Exception | None = None
         self._handshake_bytes = 0
         self._shaking = False
+        self._host: str | None = None  # by what the gate counts this connection
         self._heard_application = False
         self._unsent: list[bytes] = []
         self._unsent_bytes = 0
@@ -110,12 +110,15 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._raw = cast("asyncio.Transport", transport)
         _tune(transport)
-        if self._side is Side.SERVER and self._terms.handshakes_running >= MAX_HANDSHAKES:
-            self._refuse("too many handshakes", PeerUnavailableError("too many handshakes", sent=False))
-            return
+        gate = self._terms.gate
+        if self._side is Side.SERVER:
+            host = host_of(transport.get_extra_info("peername"))
+            if reason := gate.arrive(host, self._loop.time()):
+                self._refuse(reason, PeerUnavailableError(reason, sent=False))
+                return
+            self._host = host
         self._shaking = True
-        self._terms.handshakes_running += 1
-        self._timer = self._loop.call_later(self._terms.handshake_timeout_s, self._handshake_timed_out)
+        self._timer = self._loop.call_later(gate.limits.handshake_timeout_s, self._handshake_timed_out)
         if self._side is Side.SERVER:
             self._tls.set_accept_state()
             return
@@ -168,6 +171,9 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             self._fail_handshake(
                 "closed by peer", PeerUnavailableError("the peer closed during the handshake", sent=False)
             )
+        if self._host is not None:
+            self._terms.gate.depart(self._host)
+            self._host = None
         self._raw = None
 
     def pause_writing(self) -> None:
@@ -215,7 +221,8 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
     def _end_handshake(self) -> None:
         if self._shaking:
             self._shaking = False
-            self._terms.handshakes_running -= 1
+            if self._host is not None:
+                self._terms.gate.shaken(self._host)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Final, Protocol
 from uuid import UUID
 
@@ -179,7 +180,7 @@ def answer_to(error: TrenzaError) -> Response:
         case InvalidRequestError() | ConflictError():
             return _error(400, Error(error.message, error.details))
         case UnavailableError():
-            return _error(503, Error(error.message, error.details))
+            return _error(503, Error(error.message, error.details), *_retry_after(error))
         case _:
             _LOG.error("the key delivery door failed: %s: %s", error.code, error.message)
             return refusal(503, "key management entity error")
@@ -199,9 +200,14 @@ def ok(body: bytes) -> Response:
 
 def refusal(status: int, message: str, *, allow: str = "") -> Response:
     """Return an Error body with nothing but its sentence."""
-    return _error(status, Error(message), allow=allow)
+    return _error(status, Error(message), *((("allow", allow),) if allow else ()))
 
 
-def _error(status: int, error: Error, *, allow: str = "") -> Response:
-    allowed = (("allow", allow),) if allow else ()
-    return Response(status, etsi014.encode_error(error), etsi014.MEDIA_TYPE, (_NO_STORE, *allowed))
+def _error(status: int, error: Error, *fields: tuple[str, str]) -> Response:
+    return Response(status, etsi014.encode_error(error), etsi014.MEDIA_TYPE, (_NO_STORE, *fields))
+
+
+def _retry_after(error: UnavailableError) -> Iterator[tuple[str, str]]:
+    """Yield the field that says when to come again, in whole seconds, where that is known (RFC 9110, 10.2.3)."""
+    if error.retry_after is not None:
+        yield "retry-after", str(max(1, math.ceil(error.retry_after)))

@@ -3,8 +3,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trenza.base.rate import TokenBucket
 from trenza.base.units import Seconds
-from trenza.core.rate import TokenBucket
 
 arrivals = st.lists(st.floats(0.0, 5.0), max_size=200)
 
