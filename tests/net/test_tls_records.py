@@ -53,6 +53,9 @@ class Listener(asyncio.Protocol):
         if self._pause_every and self.pieces % self._pause_every == 0:
             self.transport.pause_reading()
 
+    def never_pause(self):
+        self._pause_every = 0
+
 
 async def _connected(pki, listener):
     client = SSL.Connection(client_context(pki.identity("sur")).openssl, None)
@@ -100,6 +103,24 @@ def test_records_cut_and_joined_anyhow_are_heard_in_order(run, pki, seed, pause_
             server.resume_reading()
             await asyncio.sleep(0)
         assert bytes(listener.heard) == bytes(said)
+        server.abort()
+        server.connection_lost(None)
+
+    run(story())
+
+
+def test_whole_records_that_come_while_paused_are_all_heard(run, pki):
+    async def story():
+        listener = Listener(pause_every=1)
+        client, server = await _connected(pki, listener)
+        for message in (b"one", b"two", b"three"):
+            client.sendall(message)
+            server.data_received(client.bio_read(1 << 17))
+        assert bytes(listener.heard) == b"one"
+        listener.never_pause()
+        server.resume_reading()
+        await asyncio.sleep(0)
+        assert bytes(listener.heard) == b"onetwothree"
         server.abort()
         server.connection_lost(None)
 
