@@ -140,13 +140,14 @@ def test_every_key_of_a_configuration_is_described():
         config.NodeConfig,
         config.TokenConfig,
         config.ApplicationListener,
+        config.DoorLimits,
         config.LinkConfig,
         config.Preshared,
         config.DeviceHostConfig,
         config.DevicePairConfig,
         config.DeviceEndConfig,
     )
-    tables = {"application", "peers", "management", "devices", "links", "preshared", "settings", "pairs", "token"}
+    tables = {"application", "peers", "management", "devices", "links", "preshared", "settings", "pairs", "limits", "token"}
     for part in parts:
         assert {field.encode_name for field in msgspec.structs.fields(part)} - tables <= described, part
     assert {

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from trenza.app.config import (
+    DoorLimits,
     Exposure,
     NodeConfig,
     host_and_port,
@@ -271,3 +272,34 @@ def test_configurations_that_were_written_hold_relative_paths_only(folder):
     write_config(loaded(folder), path)
     assert str(folder) not in path.read_text()
     assert Path(load_node_config(path).officer) == folder / "officer.pem"
+
+
+# --- limits of doors
+
+
+def test_a_door_has_the_limits_that_are_said_and_the_defaults_otherwise(folder):
+    said = NODE + "\n[application.limits]\nmax_connections_per_client = 3\nrequest_timeout_s = 2.5\n"
+    config = loaded(folder, said)
+    limits = config.application.limits
+    assert limits.gate.max_connections_per_client == 3
+    assert limits.http(max_body_bytes=9).request_timeout_s == 2.5
+    assert limits.http(max_body_bytes=9).max_connections < limits.gate.max_connections  # the last are told why
+    assert config.peers.limits == config.management.limits == DoorLimits()
+    write_config(config, folder / "again.toml")
+    assert load_node_config(folder / "again.toml").application.limits == limits
+
+
+@pytest.mark.parametrize(
+    ("said", "mistake"),
+    [
+        ("max_connections = 0", "line 46: application.limits.max_connections: Expected `int` >= 1"),
+        ("handshakes_per_second = -1", "line 46: application.limits.handshakes_per_second: Expected `float` > 0.0"),
+        (
+            "max_conections = 1",
+            "line 46: application.limits.max_conections: no such key; did you mean max_connections?",
+        ),
+    ],
+)
+def test_a_limit_that_is_none_is_refused_with_its_line(folder, said, mistake):
+    (told,) = mistakes(folder, f"{NODE}\n[application.limits]\n{said}\n")
+    assert told.startswith(mistake)

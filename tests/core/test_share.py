@@ -57,7 +57,7 @@ def run(lot: Lot, clients: list[Client], *, seconds: float, refill: float, stock
         due += refill * STEP
         if step % 5 == 4:
             left, due = min(left + due, 4_096), 0.0
-        lot.look(issuable=int(left), stock=int(left), now=now)
+        lot.look(int(left), now)
         for client in clients:  # the greedy one always first
             left -= client.ask(lot, STEP, now, int(left))
     return left
@@ -163,10 +163,10 @@ def test_higher_classes_take_what_they_need_and_lower_ones_share_the_rest():
 
 def test_who_falls_silent_in_debt_pays_back_all_the_same():
     lot = make_lot()
-    lot.look(issuable=600, stock=600, now=0.0)
+    lot.look(600, 0.0)
     assert lot.draw("large", NORMAL, 400, 0.0, OURS) is Verdict.GRANTED
     for second in range(1, 15):
-        lot.look(issuable=200, stock=200, now=float(second))
+        lot.look(200, float(second))
     assert lot.draw("large", NORMAL, 1, 15.0, OURS) is Verdict.BEYOND_SHARE
     assert 0 < lot.wait("large") <= 10
 
@@ -174,14 +174,14 @@ def test_who_falls_silent_in_debt_pays_back_all_the_same():
 @given(st.lists(st.tuples(st.integers(0, 7), st.integers(1, 64), st.booleans()), max_size=60))
 def test_the_count_goes_down_by_what_is_granted_and_up_by_what_is_given_back(asked):
     lot = make_lot(floors=(70, 60, 50, 40, 30, 20, 10, 0))
-    lot.look(issuable=700, stock=900, now=0.0)
+    lot.look(900, 0.0)
     out = 0
     for number, (priority, slots, comes_back) in enumerate(asked):
         who = f"{priority} {number % 3}"
         if lot.draw(who, priority, slots, number / 10, OURS) is Verdict.GRANTED:
-            assert lot.issuable >= lot.floors[priority]
+            assert lot.stock >= lot.floors[priority]
             if comes_back:
                 lot.give_back(who, priority, slots)
             else:
                 out += slots
-    assert (lot.issuable, lot.stock, sum(lot.drawn)) == (700 - out, 900 - out, out)
+    assert (lot.stock, sum(lot.drawn)) == (900 - out, out)

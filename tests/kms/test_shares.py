@@ -14,7 +14,7 @@ from trenza.base.units import Bits
 from trenza.core.policy import Book, Policy, Rule, SaeEntry, SignedBook, TenantEntry
 from trenza.core.priority import Priority
 from trenza.kms.context import Settings
-from trenza.kms.shares import SAVE_EVERY, Asked, Levels, Shares
+from trenza.kms.shares import SAVE_EVERY, Asked, Shares
 from trenza.kms.slots import Pair
 
 A, B = NodeId("a"), NodeId("b")
@@ -44,7 +44,7 @@ class World:
             store=self.store,
             book=self.book_of(1, *policies, tenants=tenants),
         )
-        self.shares = Shares(self.ctx, levels=self.levels)
+        self.shares = Shares(self.ctx, stock_of=self.stock_of)
 
     @staticmethod
     def book_of(version: int, *policies: Policy, tenants: tuple[TenantEntry, ...] = ()) -> Book:
@@ -62,10 +62,10 @@ class World:
             tenants=tenants,
         )
 
-    def levels(self, peer: NodeId, full: bool) -> Levels:
+    def stock_of(self, peer: NodeId, full: bool) -> int:
         assert peer == B
         self.looks += 1
-        return Levels(self.stock[full], self.stock[full])
+        return self.stock[full]
 
     def pair(self, number: int = 1) -> Pair:
         book = self.ctx.book
@@ -325,4 +325,3 @@ def test_a_new_book_has_its_own_rates_and_floors_and_forgives_nothing():
     world.stock[True] = 1_000
     world.clock.advance(1.0)
     assert world.count(pair) == 2
-    assert world.shares.floor_of(B) == 2_048 // 8 + 64

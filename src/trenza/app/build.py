@@ -35,6 +35,7 @@ from trenza.base.secret import Secret
 from trenza.core.policy import SignedBook
 from trenza.kms.context import Context
 from trenza.kms.node import Node
+from trenza.net.gate import Gate
 from trenza.net.http_server import HttpServer
 from trenza.net.rpc import RpcServer
 from trenza.net.rpc_frames import MessageCounters
@@ -45,6 +46,8 @@ from trenza.serve.management import ManagementDoor
 from trenza.serve.peer import PeerDoor
 
 _GRACE_S: Final = 5.0
+_REQUEST_BYTES: Final = 65_536  # what an application may send: a thousand key IDs
+_BOOK_BYTES: Final = 16 * 1024 * 1024  # what an operator may: the policy book of a large network
 _PRESHARED_BYTES: Final = range(32, 65)
 _FIXED: Final = ("name", "data_directory", "node_key", "token", "anchor", "officer", "preshared")
 _DOORS: Final = ("application", "peers", "management")
@@ -122,6 +125,7 @@ class RunningNode:
         self._peer_server = RpcServer(
             PeerDoor(self.node.handle, lambda: ctx.book, saw=verifier.saw, is_revoked=self.is_revoked),
             self._certificates.peers,
+            gate=Gate(config.peers.limits.gate),
             is_revoked=self.is_revoked,
         )
         await self._peer_server.start(*config.peers.host_and_port)
@@ -150,13 +154,23 @@ class RunningNode:
             is_revoked=self.is_revoked,
         )
         self._management = HttpServer(
-            management, self._certificates.management, management.error_response, is_revoked=self.is_revoked
+            management,
+            self._certificates.management,
+            management.error_response,
+            self.config.management.limits.http(max_body_bytes=_BOOK_BYTES),
+            Gate(self.config.management.limits.gate),
+            is_revoked=self.is_revoked,
         )
         await self._management.start(*self.config.management.host_and_port)
         stack.push_async_callback(self._management.stop, _GRACE_S)
         door = application_door(node.delivery, Callers(self._sae_of, is_revoked=self.is_revoked))
         self._application = HttpServer(
-            door, self._certificates.application, door.error_response, is_revoked=self.is_revoked
+            door,
+            self._certificates.application,
+            door.error_response,
+            self.config.application.limits.http(max_body_bytes=_REQUEST_BYTES),
+            Gate(self.config.application.limits.gate),
+            is_revoked=self.is_revoked,
         )
         await self._application.start(*self.config.application.host_and_port)
         stack.push_async_callback(self._application.stop, _GRACE_S)
@@ -213,6 +227,7 @@ class RunningNode:
         _refuse_restart(old, new)
         signer = MlDsaSigner.load(new.peers.private_key)
         self._certificates.reload(new)
+        self._follow_limits(new)
         ctx = self.node.ctx
         ctx.signer, ctx.settings, self.config = signer, new.kms_settings(), new
         self.node.sessions.sign_life()
@@ -232,6 +247,14 @@ class RunningNode:
         except StaleError:
             pass  # the node has that book, or a newer one from a peer or an operator
         return changed
+
+    def _follow_limits(self, config: NodeConfig) -> None:
+        """Bound what comes in from now on; who is in stays."""
+        application, management = config.application.limits, config.management.limits
+        self._application.limits = application.http(max_body_bytes=_REQUEST_BYTES)
+        self._management.limits = management.http(max_body_bytes=_BOOK_BYTES)
+        self._application.gate.limits, self._management.gate.limits = application.gate, management.gate
+        self._peer_server.gate.limits = config.peers.limits.gate
 
     # --- what can be seen
 
@@ -341,5 +364,6 @@ def _summed(parts: Iterable[TlsStatistics]) -> TlsStatistics:
     for one in parts:
         total.completed += one.completed
         total.failed += one.failed
+        total.refused += one.refused
         total.connections_open += one.connections_open
     return total

@@ -17,6 +17,7 @@ import msgspec
 
 from trenza.adapters.keyring import TokenKeyUri
 from trenza.app.documents import Document, Mistake, toml_text
+from trenza.app.limits import DoorLimits
 from trenza.app.pki import node_uri
 from trenza.app.scenario_checks import did_you_mean
 from trenza.app.scenario_lines import Place
@@ -46,6 +47,7 @@ class Listener(Identity, frozen=True):
     """Where a door is."""
 
     address: str  # host:port; port 0 for any free one
+    limits: DoorLimits = DoorLimits()
 
     @property
     def host_and_port(self) -> tuple[str, int]:
@@ -187,6 +189,7 @@ class DeviceHostConfig(msgspec.Struct, frozen=True):
     trust: Path  # the authority of the nodes and operators
     pairs: tuple[DevicePairConfig, ...]
     operators: tuple[str, ...] = ()  # certificate identities that may cut, repair, disable and enable
+    limits: DoorLimits = DoorLimits()  # of each port
 
 
 # --- reading -------------------------------------------------------------------------------------------------------

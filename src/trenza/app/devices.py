@@ -16,6 +16,7 @@ from trenza.base.entropy import Entropy, SystemEntropy
 from trenza.base.errors import InvalidDocumentError
 from trenza.base.names import LinkId, NodeId, SaeId
 from trenza.base.units import Bits, BitsPerSecond, Decibel
+from trenza.net.gate import Gate
 from trenza.net.http_server import HttpServer
 from trenza.net.tls import TlsIdentity, TlsStatistics, server_context
 from trenza.qkd.emulator.pair import DeviceEnd, EmulatedPair
@@ -24,6 +25,7 @@ from trenza.qkd.physics.devices import DEVICE_CLASSES
 from trenza.serve.device import DeviceNames, TelemetryDoor, device_key_door
 
 _GRACE_S: Final = 2.0
+_REQUEST_BYTES: Final = 65_536
 _LIMITS: Final = KeyLimits(max_size=Bits(8_192))
 """Long keys, as key management prefers them: fewer of them carry the same bits, so an hour of Spain costs less."""
 
@@ -63,7 +65,8 @@ class DeviceHost:
         names = DeviceNames(near.device, far.device, SaeId(near.node), SaeId(far.node), near.node_uri)
         telemetry = TelemetryDoor(end, readers=frozenset({near.node_uri}), operators=frozenset(config.operators))
         for address, door in ((near.keys, device_key_door(end, names)), (near.telemetry, telemetry)):
-            server = HttpServer(door, lambda: context, door.error_response)
+            limits, gate = config.limits.http(max_body_bytes=_REQUEST_BYTES), Gate(config.limits.gate)
+            server = HttpServer(door, lambda: context, door.error_response, limits, gate)
             await server.start(*host_and_port(address))
             self._stack.push_async_callback(server.stop, _GRACE_S)
             self._servers.append(server)

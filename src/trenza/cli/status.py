@@ -105,8 +105,8 @@ def _link_row(node: str, link: LinkStatus) -> tuple[object, ...]:
 def _show_details(out: Console, one: NodeStatus) -> None:
     sessions = [(s.peer, f"{s.lease_s:.1f} s", s.epoch, s.incarnation) for s in one.sessions]
     out.print(table(("session with", "lease ", "epoch ", "incarnation "), sessions))
-    tls = [(t.door, _counts(t.handshakes), _counts(t.failed), t.connections) for t in one.tls]
-    out.print(table(("TLS at", "handshakes", "failed", "open "), tls))
+    tls = [(t.door, _counts(t.handshakes), _counts(t.failed), _counts(t.refused), t.connections) for t in one.tls]
+    out.print(table(("TLS at", "handshakes", "failed", "refused", "open "), tls))
     out.print(table(("counter", "value "), list(one.counters.items())))
 
 

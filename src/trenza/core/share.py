@@ -63,8 +63,7 @@ class Lot:
     rivals: Sequence[int]  # by class: how many pairs may draw at all
     low_water: int  # slots above the floor below which they are shared out
     due: Seconds = Seconds(0.0)  # when to look again how much there is
-    issuable: int = 0  # slots in windows: can be issued at once
-    stock: int = 0  # with those that only need a window
+    stock: int = 0  # slots that can be issued, or only need a window for it
     refill: float = 0.0  # slots a second, as observed
     drawn: list[int] = field(default_factory=lambda: [0] * _CLASSES)  # since the last look
     _used: list[float] = field(default_factory=lambda: [0.0] * _CLASSES)  # slots a second
@@ -86,21 +85,19 @@ class Lot:
             tenant: of its initiator.
         """
         floor = self.floors[priority]
-        if floor and self.issuable - slots < floor:
+        if floor and self.stock - slots < floor:
             return Verdict.KEPT
         if self.stock - slots < floor + self.low_water and self.rivals[priority] > 1:
             claim = self._claim(who, priority, now, tenant)
             if claim.settle(now) < 1.0:
                 return Verdict.BEYOND_SHARE
             claim.credit -= slots
-        self.issuable -= slots
         self.stock -= slots
         self.drawn[priority] += slots
         return Verdict.GRANTED
 
     def give_back(self, who: Hashable, priority: int, slots: int) -> None:
         """Take back a draw that came to nothing."""
-        self.issuable += slots
         self.stock += slots
         self.drawn[priority] -= slots
         claim = self._claims.get(who)
@@ -124,13 +121,13 @@ class Lot:
 
     # --- looking
 
-    def look(self, *, issuable: int, stock: int, now: Seconds) -> None:
+    def look(self, stock: int, now: Seconds) -> None:
         """Take in how much there really is, and share it out anew."""
         if self._looked is None:
             self._looked = now
         else:
             self._gained += max(0, stock - self.stock)  # `stock` had gone down by what was drawn
-        self.issuable, self.stock = issuable, stock
+        self.stock = stock
         if (passed := now - self._looked) > 0:
             self._looked = now
             self._average(passed)

@@ -44,15 +44,9 @@ class Sharer(Protocol):
     def policy(self) -> Policy: ...
 
 
-class Levels(NamedTuple):
-    """Slots that this node can issue to a peer."""
-
-    issuable: int  # at once: in windows
-    stock: int  # with those that only need a window
-
-
-LevelsOf = Callable[[NodeId, bool], Levels]
-"""Counts what there is for a peer, with QKD strands (True) or without."""
+StockOf = Callable[[NodeId, bool], int]
+"""Counts the slots that this node can issue to a peer, with QKD strands (True) or without, some after one round trip
+for a window."""
 
 
 class Asked(NamedTuple):
@@ -92,9 +86,9 @@ class _Terms:
 class Shares:
     """The shares of one node."""
 
-    def __init__(self, ctx: Context, *, levels: LevelsOf) -> None:
+    def __init__(self, ctx: Context, *, stock_of: StockOf) -> None:
         self._ctx = ctx
-        self._levels = levels
+        self._stock_of = stock_of
         self._terms: dict[Sharer, _Terms] = {}
         self._lots: dict[NodeId, tuple[Lot, Lot]] = {}
         self._pair_buckets: dict[tuple[SaeId, SaeId], TokenBucket] = {}
@@ -153,11 +147,6 @@ class Shares:
                     self.give_back(before, given, now)
                 raise
 
-    def floor_of(self, peer: NodeId) -> int:
-        """Return the slots to `peer`, of either kind, that the lowest class leaves to the others."""
-        self._follow_book()
-        return max(lot.floors[0] for lot in self._lots_of(peer))
-
     # --- rates and quotas
 
     def _refuse_over_limit(self, terms: _Terms, asked: Asked, now: Seconds) -> None:
@@ -192,8 +181,7 @@ class Shares:
     # --- lots
 
     def _look(self, peer: NodeId, now: Seconds, lot: Lot, *, full: bool) -> None:
-        levels = self._levels(peer, full)
-        lot.look(issuable=levels.issuable, stock=levels.stock, now=now)
+        lot.look(self._stock_of(peer, full), now)
         lot.due = Seconds(now + LOOK_EVERY)
 
     def _refusal(self, verdict: Verdict, terms: _Terms, lot: Lot) -> NotEnoughKeyError:

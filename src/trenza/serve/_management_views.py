@@ -131,7 +131,13 @@ async def _reading(end: LinkEnd) -> wire.ReadingStatus | None:
 
 
 def _tls(door: str, statistics: TlsStatistics) -> wire.TlsStatus:
-    return wire.TlsStatus(door, dict(statistics.completed), dict(statistics.failed), statistics.connections_open)
+    return wire.TlsStatus(
+        door,
+        dict(statistics.completed),
+        dict(statistics.failed),
+        statistics.connections_open,
+        dict(statistics.refused),
+    )
 
 
 def _messages(peer: NodeId, counters: Sequence[MessageCounters]) -> wire.MessagesStatus:

@@ -73,8 +73,9 @@ class TlsStatus(msgspec.Struct, frozen=True):
 
     door: str
     handshakes: dict[str, int]  # by negotiated group
-    failed: dict[str, int]  # by reason
+    failed: dict[str, int]  # by reason; also those that were not begun because a limit was reached
     connections: int
+    refused: dict[str, int] = {}  # connections and messages of known clients that a limit ended, by reason
 
 
 class MessagesStatus(msgspec.Struct, frozen=True):
