@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format bench lock clean
+.PHONY: help demo test test-slow lint format bench bench-growth bench-million lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,8 +40,14 @@ format: $(STAMP) ## put the code into its one form
 	$(BIN)/ruff format src tests bench docs
 	$(BIN)/ruff check --fix src tests bench docs
 
-bench: $(STAMP) ## figures of docs/performance.md
-	$(BIN)/python bench/pairs.py
+bench: $(STAMP) ## figures of docs/performance.md: what a key costs (about six minutes)
+	$(BIN)/python bench/pairs.py $(ARGS)
+
+bench-growth: $(STAMP) ## whether it costs the same with more stock, nodes and applications (a quarter of an hour)
+	$(BIN)/python bench/growth.py $(ARGS)
+
+bench-million: $(STAMP) ## a million pairs, each compared
+	$(BIN)/python bench/million.py $(ARGS)
 
 lock: ## renew requirements.lock (needs uv)
 	uv pip compile --universal --generate-hashes --no-emit-index-url --no-header \

@@ -304,9 +304,9 @@ def told_of_filling(filling: Filling) -> str:
     )
 
 
-def faults(rounds: Iterable[Round]) -> dict[str, int]:
+def faults_of(results: Iterable[Result]) -> dict[str, int]:
     """Count what must never be."""
-    ours = [one.result for one in rounds if one.result.kind != "constant"]
+    ours = [one for one in results if one.kind != "constant"]
     return {name: sum(getattr(one, name) for one in ours) for name in FAULTS}
 
 
@@ -355,7 +355,7 @@ def main() -> None:
         print("postgres: skipped, `trenza node` cannot be told of that store yet", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=HERE.parent, prefix=".bench-") as name, ExitStack() as stack:
         pairs = run(asked, Path(name), stack)
-    found = faults(pairs.rounds)
+    found = faults_of(one.result for one in pairs.rounds)
     file = measure.save("pairs", pairs)
     print(report(pairs))
     total = sum(one.result.pairs for one in pairs.rounds)
