@@ -23,7 +23,7 @@ from trenza.base.errors import TrenzaError, UnavailableError
 from trenza.base.names import NodeId
 from trenza.cli import suggest
 from trenza.cli.doors import Doors
-from trenza.cli.keeping import make_key
+from trenza.cli.keeping import backup, make_key, restore
 from trenza.cli.options import FindSite, json_option, network_options
 from trenza.cli.output import show_json
 from trenza.cli.signals import stop_on_signals
@@ -50,7 +50,8 @@ def node(ctx: click.Context, config_file: Path | None) -> None:
     _serve(lambda: _run_node(config_file))
 
 
-node.add_command(make_key)
+for _command in (backup, restore, make_key):
+    node.add_command(_command)
 
 
 @node.command()

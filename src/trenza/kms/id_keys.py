@@ -6,8 +6,10 @@ exchange they come from. They protect what an ID says (which window, which pair)
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from trenza.base.errors import AuthenticationError
 from trenza.base.names import NodeId
 from trenza.base.secret import Secret
 from trenza.base.units import Nanoseconds, Seconds, nanoseconds
@@ -15,7 +17,9 @@ from trenza.core.exchange import SessionKeys
 from trenza.core.keyid import IdKeys
 from trenza.kms import rows
 from trenza.kms.context import Context
-from trenza.kms.ports import Delete, Put, Sealed, Table
+from trenza.kms.ports import Delete, Put, Sealed, Sealer, Table
+
+_ROW = b"keys"
 
 _GRACE = Seconds(60.0)
 """How long after its keys' lifetime a session's ID keys are still honoured."""
@@ -136,11 +140,45 @@ class IdKeyRing:
         return sorted(self._sets)
 
     def _associated(self, peer: NodeId, session: bytes) -> bytes:
-        return b"id keys" + self._ctx.name.encode() + b"\0" + peer.encode() + b"\0" + session
+        return _associated(self._ctx.name, peer, session)
 
     @staticmethod
     def _row_key(peer: NodeId, session: bytes) -> bytes:
         return b"keys" + rows.peer_prefix(peer) + session
+
+
+async def sealed_anew(
+    kept: Iterable[tuple[bytes, bytes]], *, node: NodeId, old: Sealer, new: Sealer
+) -> list[tuple[bytes, bytes]]:
+    """Seal the ID keys in rows of SESSION with another sealer, as keys that only explain what is past.
+
+    For a backup, whose keyring holds nothing else. Those that the node has destroyed meanwhile are left out.
+
+    Args:
+        kept: rows, of whatever kind.
+        node: whose.
+        old: opens the rows.
+        new: seals those that are returned.
+    """
+    moved: list[tuple[bytes, bytes]] = []
+    for key, value in kept:
+        if not key.startswith(_ROW):
+            continue
+        peer, session = rows.split_peer(key[len(_ROW) :])
+        associated = _associated(node, peer, session)
+        row = rows.decode(value, rows.IdKeysRow)
+        try:
+            secret = await old.unseal(row.keys.sealed, associated=associated)
+        except AuthenticationError:
+            continue
+        sealed = await new.seal(secret, associated=associated)
+        secret.wipe()
+        moved.append((key, rows.encode(rows.IdKeysRow(row.created, rows.SealedRow.of(sealed), retired=True))))
+    return moved
+
+
+def _associated(node: NodeId, peer: NodeId, session: bytes) -> bytes:
+    return b"id keys" + node.encode() + b"\0" + peer.encode() + b"\0" + session
 
 
 def lifetime_of(ctx: Context) -> Nanoseconds:

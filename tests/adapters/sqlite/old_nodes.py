@@ -9,7 +9,7 @@ from tests.simulation.networks import network
 
 from trenza.base.names import NodeId
 from trenza.lab.story import SMALL
-from trenza.lab.world import Copy, World
+from trenza.lab.world import World
 
 OLD = Path(__file__).with_name("old")
 SEED = 1_848
@@ -20,7 +20,7 @@ NODES = (NodeId("A"), NodeId("B"))
 class OldNodes:
     """What one release left: two nodes' data directories, and keys that A1 had issued for B1."""
 
-    copies: dict[NodeId, Copy]
+    files: dict[NodeId, dict[str, bytes]]
     fetched: list[str]
     waiting: list[str]
     sha384_of_keys: dict[str, str]
@@ -33,10 +33,8 @@ def two_nodes() -> World:
 def old_nodes(version: int) -> OldNodes:
     folder = OLD / f"version-{version}"
     known = json.loads((folder / "keys.json").read_text())
-    copies = {
-        name: Copy(
-            *(gzip.decompress((folder / f"{name}.{file}.gz").read_bytes()) for file in ("store.db", "keyring"))
-        )
+    files = {
+        name: {file: gzip.decompress((folder / f"{name}.{file}.gz").read_bytes()) for file in ("store.db", "keyring")}
         for name in NODES
     }
-    return OldNodes(copies, known["fetched"], known["waiting"], known["sha384_of_keys"])
+    return OldNodes(files, known["fetched"], known["waiting"], known["sha384_of_keys"])

@@ -19,6 +19,7 @@ from trenza.kms import rows
 from trenza.kms.ports import Append, ChainHead, LedgerQuery, Put, Table
 from trenza.lab.loop import run
 from trenza.lab.story import Client
+from trenza.lab.world import Copy
 
 OLD_VERSIONS = range(1, schema.VERSION)
 A1, B1 = SaeId("A1"), SaeId("B1")
@@ -27,7 +28,7 @@ A1, B1 = SaeId("A1"), SaeId("B1")
 def written(path, version: int, name=NODES[0]):
     """Put the store that an earlier release wrote into a data directory."""
     path.mkdir(exist_ok=True)
-    (path / "store.db").write_bytes(old_nodes(version).copies[name].store)
+    (path / "store.db").write_bytes(old_nodes(version).files[name]["store.db"])
     return path
 
 
@@ -89,8 +90,8 @@ def test_nodes_of_an_earlier_release_go_on_with_their_strands_and_explain_their_
         world = two_nodes()
         for name in NODES:
             machine = world.machines[name]
-            machine.disk = old.copies[name]
-            store = InlineStore.from_image(machine.disk.store)
+            machine.disk = Copy(*old.files[name].values())
+            store = InlineStore.from_image(old.files[name]["store.db"])
             row = rows.decode(await store.get(Table.META, rows.SELF), rows.SelfRow)
             machine.anchor.remember(row.store, store.counter())  # the machine was not booted meanwhile
             await store.close()

@@ -9,7 +9,7 @@ from pathlib import Path
 from trenza.base.errors import StoreUnavailableError
 
 STORE_NAME = "store.db"
-_LOCK_NAME = "lock"
+LOCK_NAME = "lock"
 
 
 class DataDirectory:
@@ -24,7 +24,7 @@ class DataDirectory:
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.chmod(0o700)
-            self._lock = os.open(path / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._lock = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise StoreUnavailableError(f"the data directory {path} cannot be used: {error.strerror}") from error
         try:
