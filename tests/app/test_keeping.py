@@ -1,13 +1,14 @@
 """What a node's memory rests on at start: an anchor that is told of every group, and a keyring without leaks."""
 
 import asyncio
+import shutil
 
 import pytest
 
 from trenza.adapters.anchor import PERSISTENT, FileAnchor
 from trenza.adapters.keyring import KeyringSealer
-from trenza.adapters.sqlite import SqliteStore
-from trenza.app.keeping import GroupAnchor, handles_in_use
+from trenza.adapters.sqlite import LOCK_NAME, SqliteStore
+from trenza.app.keeping import GroupAnchor, handles_in_use, place_of
 from trenza.base.entropy import SystemEntropy
 from trenza.base.errors import AuthenticationError
 from trenza.base.secret import Secret
@@ -100,3 +101,19 @@ def test_every_sealed_box_that_a_row_names_is_kept_and_every_other_erased(tmp_pa
             await store.close()
 
     asyncio.run(story())
+
+
+def test_a_data_directory_is_one_place_and_a_copy_of_it_is_another(tmp_path):
+    directory, copy = tmp_path / "data", tmp_path / "copy"
+    directory.mkdir()
+    (directory / LOCK_NAME).touch()
+    there = place_of(directory, directory / LOCK_NAME)
+    assert len(there) == 16
+    shutil.copytree(directory, copy)
+    assert place_of(copy, copy / LOCK_NAME) != there
+    directory.rename(tmp_path / "moved")
+    assert place_of(tmp_path / "moved", tmp_path / "moved" / LOCK_NAME) == there
+
+
+def test_where_nothing_can_be_told_there_is_no_place(tmp_path):
+    assert place_of(tmp_path, tmp_path / LOCK_NAME) == b""

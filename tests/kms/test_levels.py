@@ -92,6 +92,22 @@ def test_a_neighbour_that_did_not_hear_is_told_at_the_next_tick():
     asyncio.run(story())
 
 
+def test_a_neighbour_that_started_anew_between_two_ticks_is_told_everything_again():
+    async def story():
+        world = World("abc", ["a-b", "b-c"])
+        await world.stock()
+        await tick_all(world, 3)
+        known = world["a"].levels.view()
+        world["a"].crash()
+        await world["a"].start()
+        assert name("b-c", "c") not in world["a"].levels.view()
+        await world["b"].levels.tick()
+        assert name("b-c", "c") in known
+        assert world["a"].levels.view() == known
+
+    asyncio.run(story())
+
+
 def test_a_neighbour_without_a_session_is_told_nothing():
     async def story():
         world = World("ab", ["a-b"])

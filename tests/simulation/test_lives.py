@@ -152,6 +152,25 @@ def test_a_restart_is_no_restore() -> None:
     run(story())
 
 
+@pytest.mark.parametrize("name", [A, B])
+def test_a_node_that_starts_again_at_the_same_place_waits_for_no_lease(name) -> None:
+    async def story() -> None:
+        world = await started()
+        other = B if name == A else A
+        pair = (A1, B1) if name == A else (B1, A1)
+        before = await issued(world, 2, caller=pair[0], target=pair[1])
+        await world.crash(name)
+        await world.start(name)
+        await asyncio.sleep(float(SMALL.lease) / 2)
+        assert world.node(other).ctx.sessions[name].theirs.incarnation == 2
+        keys = await issued(world, 2, caller=pair[0], target=pair[1])
+        got = await fetched(world, [*before, *keys], caller=pair[1], initiator=pair[0])
+        assert len(got) == 4
+        await judged(world)
+
+    run(story())
+
+
 @pytest.mark.parametrize("anchor_copied", [False, True])
 @pytest.mark.parametrize("name", [A, B])
 def test_a_clone_beside_a_living_node_is_refused_until_the_lease_is_over(name, anchor_copied) -> None:

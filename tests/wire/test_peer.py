@@ -87,6 +87,7 @@ BAD = [
     life(incarnation=-1),
     life(nonce=b"short"),
     life(signature=bytes(5_000)),
+    life(place=bytes(17)),
     stock(full_rate=math.inf),
     stock(plain_rate=math.nan),
     stock(full=-1),

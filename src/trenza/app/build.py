@@ -20,10 +20,10 @@ from trenza.adapters.anchor import PERSISTENT, FileAnchor
 from trenza.adapters.identity import CertificateVerifier, MlDsaSigner
 from trenza.adapters.keyring import KEYRING_NAME, KeyringSealer
 from trenza.adapters.peers import PeerAddress, PeerConnections
-from trenza.adapters.sqlite import SqliteStore
+from trenza.adapters.sqlite import LOCK_NAME, SqliteStore
 from trenza.app.certificates import Certificates
 from trenza.app.config import NodeConfig, host_and_port, load_node_config
-from trenza.app.keeping import GroupAnchor, handles_in_use
+from trenza.app.keeping import GroupAnchor, handles_in_use, place_of
 from trenza.app.links import LinkClients
 from trenza.app.node_key import open_node_key
 from trenza.app.pki import load_officer_public_key
@@ -118,6 +118,7 @@ class RunningNode:
             officer=load_officer_public_key(config.officer).public_bytes_raw(),
             links=self._links.ends(config),
             preshared=_preshared(config),
+            place=place_of(config.data_directory, config.data_directory / LOCK_NAME),
         )
         ctx.counters["sealed_boxes_leaked"] += leaked
         self.node = Node(ctx, anchor=kept)

@@ -1,8 +1,12 @@
-"""How a node's memory is kept honest at start: which sealed boxes its rows name, and how far its store had got."""
+"""How a node's memory is kept honest at start: which sealed boxes its rows name, how far its store had got, and where.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import threading
+from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -10,6 +14,25 @@ from trenza.adapters.anchor import FileAnchor
 from trenza.kms import rows
 from trenza.kms.pads import BlockRow
 from trenza.kms.ports import Store, Table
+
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+
+
+def place_of(directory: Path, lock: Path) -> bytes:
+    """Return what names a locked data directory until the machine is booted anew; empty where there is no telling.
+
+    Of the running kernel, the directory and its lock file themselves, whatever path leads there: so a copy is another
+    place, beside the original as well as on another machine, and whoever has the lock here knows that every process
+    that had it before has let go of it, or has ended. A boot ends every place: whether another machine took over
+    meanwhile, nothing here could tell.
+    """
+    try:
+        boot = _BOOT_ID.read_bytes().strip()
+        found = [path.stat() for path in (directory, lock)]
+    except OSError:
+        return b""
+    named = b"".join(one.st_dev.to_bytes(8, "big") + one.st_ino.to_bytes(8, "big") for one in found)
+    return hashlib.sha256(b"trenza place v1" + named + boot).digest()[:16]
 
 
 class GroupAnchor:

@@ -100,6 +100,9 @@ class Context:
     sessions: dict[NodeId, Session] = field(default_factory=dict)
     counters: Counter[str] = field(default_factory=Counter)  # names in docs/reference/metrics.md
     preshared: dict[NodeId, Secret] = field(default_factory=dict, repr=False)  # installed by hand, by peer
+    place: bytes = b""
+    """What only one life can hold at a time, 16 bytes: whoever holds it knows that every life that held it before has
+    ended. Empty: nothing here proves that."""
 
     @property
     def book(self) -> Book:

@@ -45,6 +45,7 @@ class Levels:
         self._heard: dict[_Name, _Heard] = {}
         self.news = False  # whether something came or went that neighbours should hear of at once
         self._told: dict[NodeId, dict[_Name, int]] = {}  # sequence each neighbour has heard from this node
+        self._told_in: dict[NodeId, bytes] = {}  # in which session
 
     def view(self) -> Mapping[_Name, int]:
         """Return the traffic units that can be sent, by link and sending end; this node's own are exact."""
@@ -60,8 +61,11 @@ class Levels:
             self._state(name, said)
         neighbours = sorted({end.peer for end in self._ctx.links.values()})
         for peer in neighbours:
-            if peer not in self._ctx.sessions:
-                self._told.pop(peer, None)  # it may forget, too
+            session = self._ctx.sessions.get(peer)
+            if session is None or session.id != self._told_in.get(peer):
+                self._told.pop(peer, None)  # it may have forgotten, too
+            if session is not None:
+                self._told_in[peer] = session.id
         async with asyncio.TaskGroup() as group:
             for peer in neighbours:
                 if peer in self._ctx.sessions:

@@ -325,6 +325,7 @@ class Node:
         if peer not in ctx.sessions or self.sessions.is_old(peer):
             await self.sessions.open(peer)
             self.kick("beat", peer)
+            self.kick("levels")
             return True
         if not fills:
             return False
@@ -421,6 +422,7 @@ class Node:
             case Hello():
                 answer = await self.sessions.handle_hello(peer, message)
                 self.kick("beat", peer)
+                self.kick("levels")
                 return answer
             case Knock():
                 answer = await self.sessions.handle_knock(peer, message)

@@ -6,13 +6,15 @@ later life than the one that speaks. Such a node drops all its strands before it
 cloned copy can never issue a slot twice (design decision 8; docs/adr/0005-windows-and-lives.md).
 
 The leader opens sessions; a follower that has none knocks. Two live incarnations of one node are refused: while the
-lease of the one we know is running, another must wait.
+lease of the one we know is running, another must wait, unless it lives at the same place and so came after its end.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
+
+import msgspec
 
 from trenza.base.errors import AuthenticationError, RemoteProtocolError, StaleError, UnavailableError
 from trenza.base.names import NodeId
@@ -109,7 +111,8 @@ class Sessions:
         return whole
 
     async def _set_life(self, epoch: int, incarnation: int, *, whole: bool) -> None:
-        self._ctx.presence = Presence(epoch, incarnation, bytes(self._ctx.entropy.token(16)))
+        nonce = bytes(self._ctx.entropy.token(16))
+        self._ctx.presence = Presence(epoch, incarnation, nonce, place=self._ctx.place)
         self.sign_life()
         await self._write_life(whole=whole)
 
@@ -117,7 +120,7 @@ class Sessions:
         """Sign this node's life with the key that its certificate has now; peers believe no other signature."""
         life = self._ctx.presence
         signature = self._ctx.signer.sign(life_message(self._ctx.name, life))
-        self._ctx.presence = Presence(life.epoch, life.incarnation, life.nonce, signature)
+        self._ctx.presence = msgspec.structs.replace(life, signature=signature)
 
     async def _write_life(self, *, whole: bool) -> None:
         presence = self._ctx.presence
@@ -288,6 +291,8 @@ class Sessions:
         known, heard = self._known.get(peer), self._heard.get(peer)
         if known is None or _is_same(known, presence) or heard is None:
             return
+        if known.place and known.place == presence.place:
+            return  # a place holds one life at a time, and this is the later of the two
         if self._ctx.clock.elapsed() - heard < self._ctx.settings.lease:
             raise UnavailableError(f"another incarnation of node {peer} was alive a moment ago; try again")
 
@@ -310,8 +315,8 @@ class Sessions:
 
         The leader's lease runs `since` a moment at which the peer had not heard it yet: it lets another incarnation
         of this node in one lease after it did. The follower (None) does not know whether its answer arrives, so the
-        first beat that the leader answers brings the lease; until then it issues nothing, or, to a leader in the
-        same life, under the session before, whose ID keys both have.
+        first beat that the leader answers brings the lease; until then it issues nothing, or, to a leader whose memory
+        reaches back to the session before, under that one, whose ID keys both have.
         """
         ctx = self._ctx
         ctx.verifier.verify(peer, life_message(peer, presence), presence.signature)
@@ -328,7 +333,7 @@ class Sessions:
         await self._remember_peer(peer, presence)
         former = ctx.sessions.get(peer)
         self.end(peer)
-        goes_on = since is None and former is not None and _is_same(former.theirs, presence)
+        goes_on = since is None and former is not None and former.theirs.epoch == presence.epoch
         if not goes_on:
             self._id_keys.issue_under(peer, keys.session_id)
         ctx.sessions[peer] = Session(

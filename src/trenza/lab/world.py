@@ -7,6 +7,7 @@ import contextlib
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from uuid import UUID
 
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PrivateKey
@@ -221,6 +222,7 @@ class World:
             settings=replace(self.settings),
             officer=self.officer.public_key().public_bytes_raw(),
             preshared={peer: Secret.of(secret) for peer, secret in preshared.items()},
+            place=sha256(f"place {name} {machine.tag}".encode()).digest()[:16],
         )
         for link in self.scenario.links_of(name):
             one, other = link.ends
