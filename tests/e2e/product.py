@@ -163,17 +163,23 @@ class Network:
     def command_json(self, *words: object):
         return json.loads(self.command(*words, "--json").stdout)
 
+    def pid(self, node: str) -> int:
+        """Return the process that a node is now, where it has one of its own."""
+        return json.loads((self.state / "ready.json").read_text())["nodes"][node]["pid"]
+
     def close(self) -> None:
         for application in self._applications:
             application.close()
 
 
 @contextlib.contextmanager
-def up(scenario: object, folder: Path) -> Iterator[Network]:
+def up(scenario: object, folder: Path, *options: object) -> Iterator[Network]:
     """Run `trenza up` until the end of the block."""
     ready, state = folder / "ready.json", folder / "state"
     began = time.monotonic()
-    process = Process(folder / "log", "up", scenario, "--ready-file", ready, "--state-dir", state, "--no-live")
+    process = Process(
+        folder / "log", "up", scenario, "--ready-file", ready, "--state-dir", state, "--no-live", *options
+    )
     network = None
     try:
         until("a ready file", lambda: ready.exists() or process.ended, within_s=STARTS_WITHIN_S)

@@ -4,6 +4,7 @@ import http.client
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -21,6 +22,10 @@ class History:
     who: dict[str, tuple[str, str]] = field(default_factory=dict)  # (initiator, target) of each key
     waiting: set[str] = field(default_factory=set)  # issued, and the target got no answer yet
     counts: Counter[str] = field(default_factory=Counter)
+    pairs: list[tuple[float, tuple[str, str]]] = field(default_factory=list)  # (when it was asked for, whose)
+    unheard: set[str] = field(default_factory=set)  # a fetch of them got no answer: perhaps delivered, perhaps not
+    doubtful: set[str] = field(default_factory=set)  # … and refused when asked for again: delivered to nobody's use
+    lost: list[str] = field(default_factory=list)  # refused to their target, who had not asked for them before
     wrong: list[str] = field(default_factory=list)
     _bits: set[bytes] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -37,8 +42,10 @@ class History:
             self.waiting.add(key_id)
             self.counts["issued"] += 1
 
-    def note_fetched(self, key_id: str, key: bytes) -> None:
+    def note_fetched(self, key_id: str, key: bytes, *, asked: float | None = None) -> None:
         with self._lock:
+            if asked is not None:
+                self.pairs.append((asked, self.who[key_id]))
             if key_id in self.fetched:
                 self.wrong.append(f"key {key_id} was delivered twice")
             if self.issued.get(key_id) != key:
@@ -50,6 +57,30 @@ class History:
     def note(self, what: str) -> None:
         with self._lock:
             self.counts[what] += 1
+
+    def note_unheard(self, key_id: str) -> None:
+        with self._lock:
+            self.counts["dec without answer"] += 1
+            self.unheard.add(key_id)
+
+    def note_refused(self, key_id: str, code: int) -> None:
+        with self._lock:
+            self.counts[f"dec {code}"] += 1
+            if code in (400, 401) and key_id in self.unheard:
+                self.doubtful.add(key_id)
+            elif code in (400, 401):
+                self.lost.append(key_id)
+
+    def pairs_since(self, moment: float) -> set[tuple[str, str]]:
+        """Return whose keys were asked for after a moment, and fetched."""
+        with self._lock:
+            found = set()
+            for asked, pair in reversed(self.pairs):
+                if asked < moment - 60.0:  # no request takes so long
+                    break
+                if asked > moment:
+                    found.add(pair)
+            return found
 
 
 class Traffic:
@@ -81,6 +112,7 @@ class Traffic:
 
     def _pair(self, near, far) -> bool:
         history = self._history
+        asked = time.monotonic()
         try:
             code, container = near.enc(far.name)
         except (OSError, http.client.HTTPException):
@@ -94,20 +126,24 @@ class Traffic:
         try:
             code, container = far.dec(near.name, key_id)
         except (OSError, http.client.HTTPException):
-            history.note("dec without answer")  # perhaps delivered, perhaps not: for `fetch_what_waits`
+            history.note_unheard(key_id)  # for `fetch_what_waits`
             return False
         if code != 200:
-            history.note(f"dec {code}")
+            history.note_refused(key_id, code)
             return False
-        history.note_fetched(key_id, bits_of(container)[key_id])
+        history.note_fetched(key_id, bits_of(container)[key_id], asked=asked)
         return True
 
 
-def fetch_what_waits(network: Network, history: History) -> Counter[str]:
-    """Fetch, as their targets, the keys whose fetch got no answer; return what was answered."""
+def fetch_what_waits(network: Network, history: History, keys: Iterable[str] | None = None) -> Counter[str]:
+    """Fetch, as their targets, the keys whose fetch got no answer; return what was answered.
+
+    With the traffic still running, say which `keys`: others that wait may be about to be fetched.
+    """
     answers: Counter[str] = Counter()
     applications = {}
-    for key_id in sorted(history.waiting):
+    asked = history.waiting if keys is None else history.waiting & set(keys)
+    for key_id in sorted(asked):
         initiator, target = history.who[key_id]
         application = applications.setdefault(target, network.application(target))
         deadline = time.monotonic() + 30
@@ -117,7 +153,11 @@ def fetch_what_waits(network: Network, history: History) -> Counter[str]:
                 break
             time.sleep(0.2)  # too many unknown IDs at once; the door says to come again
         answers[str(code)] += 1
-        if code == 200:
+        if code != 200:
+            history.note_refused(key_id, code)
+        else:
             history.note_fetched(key_id, bits_of(container)[key_id])
-    history.waiting.clear()
+    for application in applications.values():
+        application.close()
+    history.waiting -= asked
     return answers

@@ -156,6 +156,7 @@ def test_a_node_that_lost_its_roots_begins_anew_and_it_is_counted() -> None:
     async def story() -> None:
         world = await started(TWO)
         copy = world.machines[B].copy()
+        await _fetched(world, await _issued(world))  # or the copy is as good as the original
         await asyncio.sleep(5.0)
         await world.crash(B)
         world.restore(B, copy)

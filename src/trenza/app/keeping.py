@@ -1,5 +1,4 @@
-"""How a node's memory is kept honest at start: which sealed boxes its rows name, how far its store had got, and where.
-"""
+"""How a node's memory is kept honest at start: which sealed boxes its rows name, how far its store got, and where."""
 
 from __future__ import annotations
 

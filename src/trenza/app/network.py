@@ -182,34 +182,7 @@ class Network:
 
     def ready_document(self) -> dict[str, Any]:
         """Return where everything is; `nodes` and `saes` are a public contract, whatever is added beside them."""
-        operator = self._files.operator
-        return {
-            "nodes": {
-                name: {
-                    "etsi014": f"https://{running.config.application.address}",
-                    "management": f"https://{running.config.management.address}",
-                    "peers": running.config.peers.address,
-                }
-                for name, running in self.nodes.items()
-            },
-            "saes": {
-                sae.name: {
-                    "node": sae.node,
-                    "certificate": str(files.certificate),
-                    "private_key": str(files.private_key),
-                    "ca": str(files.ca),
-                }
-                for sae in self.scenario.saes
-                for files in (self._files.sae(sae.name),)
-            },
-            "operator": {
-                "certificate": str(operator.certificate),
-                "private_key": str(operator.private_key),
-                "ca": str(operator.ca),
-            },
-            "scenario": self.scenario.name,
-            "state": str(self._state.path),
-        }
+        return self._files.ready_document({name: running.config for name, running in self.nodes.items()})
 
     def view(self) -> NetworkView:
         """Return the network as it is now."""

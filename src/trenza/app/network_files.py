@@ -7,9 +7,10 @@ node of it alone. Private keys are new at every writing and readable by their ow
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from trenza.app.config import (
     ApplicationListener,
@@ -91,6 +92,23 @@ class NetworkFiles:
             self.state.node(node.name).mkdir(mode=0o700, parents=True)
             write_config(self.node_config(node.name), self.state.node_config(node.name))
         write_config(self.device_config(), self.state.devices)
+
+    def ready_document(self, nodes: Mapping[NodeId, NodeConfig]) -> dict[str, Any]:
+        """Return where everything is; `nodes` and `saes` are a public contract, whatever is added beside them."""
+        return {
+            "nodes": {
+                name: {
+                    "etsi014": f"https://{config.application.address}",
+                    "management": f"https://{config.management.address}",
+                    "peers": config.peers.address,
+                }
+                for name, config in nodes.items()
+            },
+            "saes": {sae.name: {"node": sae.node} | _paths(self.sae(sae.name)) for sae in self.scenario.saes},
+            "operator": _paths(self.operator),
+            "scenario": self.scenario.name,
+            "state": str(self.state.path),
+        }
 
     # --- certificates
 
@@ -227,3 +245,8 @@ class NetworkFiles:
     def _end_config(self, link: Link, node: NodeId) -> DeviceEndConfig:
         keys, telemetry = (self.address(link.name, node, port) for port in _PORTS)
         return DeviceEndConfig(node, device_name(link.name, node), keys, telemetry, *self._of_device(link.name, node))
+
+
+def _paths(files: SaeFiles) -> dict[str, str]:
+    named = {"certificate": files.certificate, "private_key": files.private_key, "ca": files.ca}
+    return {name: str(path) for name, path in named.items()}

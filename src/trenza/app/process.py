@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import resource
 import sys
+import threading
 from collections.abc import Callable
+from typing import Final
+
+ABANDONED: Final = 70
+"""Exit status of a process that ended because whoever had started it was gone."""
 
 
 def forbid_core_dumps() -> None:
@@ -22,6 +28,21 @@ def raise_file_limit(wanted: int) -> int:
         with contextlib.suppress(OSError, ValueError):  # a sandbox may refuse; what there is must do
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def end_with_input() -> None:
+    """End this process at once, as a kill would, when its standard input ends: whoever started it is gone.
+
+    Its own thread looks, so that even a busy event loop leaves no orphan behind.
+    """
+
+    def wait() -> None:
+        with contextlib.suppress(OSError):
+            while os.read(0, 4_096):
+                pass
+        os._exit(ABANDONED)
+
+    threading.Thread(target=wait, name="input", daemon=True).start()
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -1,4 +1,7 @@
-"""When a network is ready: every rule's pair can issue in both directions what its policy names first. Pure."""
+"""When a network is ready: every rule's pair can issue in both directions what its policy names first. Pure.
+
+What nodes can issue is read from the nodes themselves, or from what they tell their operators.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from trenza.app.scenario_model import Scenario
 from trenza.base.names import NodeId
 from trenza.core.recipe import LOCAL
 from trenza.kms.node import Node
+from trenza.wire.management import NodeStatus
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -47,3 +51,19 @@ def missing_in(directions: Sequence[Direction], nodes: Mapping[NodeId, Node]) ->
         if not nodes[one.issuer].sessions.has_lease(one.target)
         or nodes[one.issuer].pools.issuable(one.target, full=one.full) == 0
     ]
+
+
+def missing_by_status(directions: Sequence[Direction], told: Mapping[NodeId, NodeStatus | None]) -> list[Direction]:
+    """Return the directions in which nothing can be issued, by what each node told last; None: it did not answer."""
+    return [one for one in directions if not _can_issue(told.get(one.issuer), one)]
+
+
+def _can_issue(status: NodeStatus | None, direction: Direction) -> bool:
+    if status is None:
+        return False
+    peer, kind = direction.target, "full" if direction.full else "plain"
+    leased = any(session.peer == peer and session.lease_s > 0 for session in status.sessions)
+    return leased and any(
+        (pool.peer, pool.issuer, pool.kind) == (peer, direction.issuer, kind) and pool.issuable
+        for pool in status.pools
+    )

@@ -1,6 +1,7 @@
 """The directory of one emulated network: where its files are, and that only one process at a time has it.
 
 network.pid      who runs it (locked while it does)     ready.json    where everything is, once it is ready
+.ready.lock      held by whoever changes ready.json
 book.json        the signed policy book                 officer.pem, officer.key
 devices.toml     the emulated devices                   pki/          certificates and private keys
 nodes/NODE/      config.toml, node.key, anchor, data/
@@ -11,9 +12,13 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
+
+import msgspec
 
 from trenza.base.errors import UnavailableError
 from trenza.base.names import NodeId
@@ -64,16 +69,16 @@ class StateDirectory:
 
     def tell_ready(self, document: bytes) -> None:
         """Write ready.json so that whoever finds it finds all of it."""
-        draft = self.path / ".ready.json"
-        draft.write_bytes(document)
-        draft.replace(self.ready_file)
+        with _ready_lock(self.ready_file):
+            _replace(self.ready_file, document)
 
     def release(self) -> None:
         """Let go; nobody runs it from now on. May be called twice."""
         if self._released:
             return
         self._released = True
-        self.ready_file.unlink(missing_ok=True)
+        with _ready_lock(self.ready_file):
+            self.ready_file.unlink(missing_ok=True)
         os.ftruncate(self._lock, 0)
         os.close(self._lock)
 
@@ -107,6 +112,36 @@ class StateDirectory:
 
     def node_config(self, name: NodeId) -> Path:
         return self.node(name) / "config.toml"
+
+
+def change_ready(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change a network's ready.json: what others changed meanwhile stays, and whoever reads it reads all of it.
+
+    Does nothing where there is none: the network is not ready, or stops.
+    """
+    with _ready_lock(file):
+        try:
+            document = msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
+        except FileNotFoundError:
+            return
+        change(document)
+        _replace(file, msgspec.json.format(msgspec.json.encode(document), indent=2))
+
+
+@contextmanager
+def _ready_lock(file: Path) -> Iterator[None]:
+    lock = os.open(file.with_name(".ready.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _replace(file: Path, document: bytes) -> None:
+    draft = file.with_name(f".{file.name}")
+    draft.write_bytes(document)
+    draft.replace(file)
 
 
 def file_name(name: str) -> str:

@@ -21,6 +21,7 @@ class NodeView:
     sessions: int  # live ones
     partners: int  # sessions it needs to serve its applications
     troubles: tuple[str, ...]  # what its tasks last failed with
+    restarts: int = 0  # of its process, where it has one of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class LinkView:
     ends: tuple[NodeId, NodeId]
     state: str  # of its devices: "starting" | "running" | "cut" | "qber-high" | "dead" | "disabled"
     rate: BitsPerSecond  # of the devices now
-    stored: Bits  # in the devices, not yet fetched
+    stored: Bits | None  # in the devices, not yet fetched; None where they are another process's
     stock: tuple[Bits, Bits]  # traffic key the nodes hold: under which the first end sends, and the second
 
 

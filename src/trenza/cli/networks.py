@@ -24,16 +24,16 @@ _PAUSE_S: Final = 0.1
 @json_option
 def ps(state_dir: Path | None, as_json: bool) -> None:
     """List the networks that run on this machine."""
-    found = [_row(network) for network in running_networks(state_dir)]
+    found = [(_row(network), network) for network in running_networks(state_dir)]
     if as_json:
-        show_json({"networks": found})
+        show_json({"networks": [one | {"processes": _processes(network)} for one, network in found]})
         return
     if not found:
         told = none_runs(state_dir)
         click.echo(f"{told[0].upper()}{told[1:]}. Start one with: trenza up two-nodes")
         return
     columns = ("name", "state", "nodes ", "pid ", "since", "directory")
-    console().print(table(columns, [[one[column.strip()] for column in columns] for one in found]))
+    console().print(table(columns, [[one[column.strip()] for column in columns] for one, _ in found]))
 
 
 @click.command()
@@ -74,3 +74,10 @@ def _row(network: RunningNetwork) -> dict[str, Any]:
         "since": network.since.isoformat(timespec="seconds"),
         "directory": str(network.state),
     }
+
+
+def _processes(network: RunningNetwork) -> dict[str, int]:
+    """Return the nodes that are processes of their own."""
+    if not network.site.ready_file.is_file():
+        return {}
+    return {name: doors.pid for name, doors in network.site.ready().nodes.items() if doors.pid is not None}

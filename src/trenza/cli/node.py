@@ -18,7 +18,7 @@ import click
 from trenza.app.build import RunningNode, build_node
 from trenza.app.config import load_device_host_config, load_node_config
 from trenza.app.devices import build_devices
-from trenza.app.process import forbid_core_dumps, loop_factory, raise_file_limit
+from trenza.app.process import end_with_input, forbid_core_dumps, loop_factory, raise_file_limit
 from trenza.base.errors import TrenzaError, UnavailableError
 from trenza.base.names import NodeId
 from trenza.cli import suggest
@@ -32,13 +32,19 @@ from trenza.wire.management import Reloaded
 _FILES: Final = 8_192
 _FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 _TOLD: Final = "What it is told at its start (TOML)."
+_until_input_ends = click.option(
+    "--until-input-ends",
+    is_flag=True,
+    help="End at once when the standard input does, as it does with whoever started this process.",
+)
 _LOG = logging.getLogger("trenza")
 
 
 @click.group(invoke_without_command=True)
 @click.option("--config", "config_file", type=_FILE, help=_TOLD)
+@_until_input_ends
 @click.pass_context
-def node(ctx: click.Context, config_file: Path | None) -> None:
+def node(ctx: click.Context, config_file: Path | None, until_input_ends: bool) -> None:
     """Run one node from its configuration.
 
     Everything the node says goes to the error stream, one line per event. SIGHUP lets it read its configuration anew.
@@ -47,7 +53,7 @@ def node(ctx: click.Context, config_file: Path | None) -> None:
         return
     if config_file is None:
         raise click.UsageError("Missing option '--config': the file that says what this node is.", ctx)
-    _serve(lambda: _run_node(config_file))
+    _serve(lambda: _run_node(config_file), until_input_ends=until_input_ends)
 
 
 for _command in (backup, restore, make_key):
@@ -83,12 +89,15 @@ def reload(node: str | None, find_site: FindSite, as_json: bool) -> None:
 
 @click.command()
 @click.option("--config", "config_file", type=_FILE, required=True, help=_TOLD)
-def devices(config_file: Path) -> None:
+@_until_input_ends
+def devices(config_file: Path, until_input_ends: bool) -> None:
     """Run emulated QKD devices from their configuration."""
-    _serve(lambda: _run_devices(config_file))
+    _serve(lambda: _run_devices(config_file), until_input_ends=until_input_ends)
 
 
-def _serve(story: Callable[[], Coroutine[Any, Any, None]]) -> None:
+def _serve(story: Callable[[], Coroutine[Any, Any, None]], *, until_input_ends: bool) -> None:
+    if until_input_ends:
+        end_with_input()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     forbid_core_dumps()
     raise_file_limit(_FILES)

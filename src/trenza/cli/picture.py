@@ -84,10 +84,12 @@ def _bar(value: float, full: float) -> ProgressBar:
 
 
 def _counts(view: NetworkView) -> str:
+    again = sum(node.restarts for node in view.nodes)
+    restarts = f"; restarts {again:,}" if again else ""
     handshakes = ", ".join(f"{group}: {count}" for group, count in sorted(view.handshakes.items()))
     return (
         f"keys issued {view.keys_issued:,}, delivered {view.keys_delivered:,}; relays {view.relays:,}; "
-        f"messages {view.messages:,}; TLS handshakes {handshakes or 'none'}"
+        f"messages {view.messages:,}; TLS handshakes {handshakes or 'none'}{restarts}"
     )
 
 

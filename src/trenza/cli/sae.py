@@ -8,20 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
 import msgspec
 
 from trenza.app.pki import CertificateAuthority, sae_uri
-from trenza.app.state_directory import file_name
+from trenza.app.state_directory import change_ready, file_name
 from trenza.base.errors import InvalidDocumentError, InvalidRequestError
 from trenza.base.names import NodeId, SaeId, is_name
 from trenza.cli import suggest
 from trenza.cli.book import BOOK_FILE, install_everywhere, read_book, signed_by
 from trenza.cli.options import FindSite, json_option, network_options
 from trenza.cli.output import show_json
-from trenza.cli.state import Site, write_whole
 from trenza.core.policy import Book, Rule, SaeEntry
 
 AUTHORITY: Final = ("pki/application-ca.pem", "pki/application-ca.key")
@@ -61,11 +60,10 @@ def new(
     after = with_sae(before, SaeId(name), NodeId(node), [SaeId(one) for one in partners], policy)
     files = _issue(own, SaeId(name))
     version = install_everywhere(site, signed_by(own / OFFICER_KEY, after))
-    document = _ready_document(site)
-    document["saes"][name] = {"node": node, **{key: str(path) for key, path in files.items()}}
-    _write_ready(site, document)
+    entry = {"node": node, **{key: str(path) for key, path in files.items()}}
+    change_ready(site.ready_file, lambda document: document["saes"].update({name: entry}))
     if as_json:
-        show_json({"sae": name, "book_version": version, **document["saes"][name]})
+        show_json({"sae": name, "book_version": version, **entry})
         return
     click.echo(f"{name} is an application of node {node}, since version {version} of the policy book.")
     click.echo(f"Its certificate: {files['certificate']}")
@@ -80,13 +78,11 @@ def revoke(name: str, find_site: FindSite, as_json: bool) -> None:
     """Take an application away: its rules, its entry, and its certificate's validity."""
     site = find_site()
     own = site.own_files()
-    document = _ready_document(site)
-    told = document["saes"].get(name)
-    certificate = Path(told["certificate"]) if told else None
+    told = site.ready().saes.get(SaeId(name))
+    certificate = told.certificate if told else None
     after = without_sae(read_book(own / BOOK_FILE), SaeId(name), certificate)
     version = install_everywhere(site, signed_by(own / OFFICER_KEY, after))
-    document["saes"].pop(name, None)
-    _write_ready(site, document)
+    change_ready(site.ready_file, lambda document: document["saes"].pop(name, None))
     if as_json:
         show_json({"sae": name, "book_version": version, "revoked": True})
     else:
@@ -157,15 +153,3 @@ def _issue(state: Path, name: SaeId) -> dict[str, Path]:
         file.unlink(missing_ok=True)  # of an application of that name that the book no longer has
     authority.issue(name, uris=[sae_uri(name)], server=False).save(issued["certificate"], issued["private_key"])
     return issued
-
-
-def _ready_document(site: Site) -> dict[str, Any]:
-    """Return the whole document: what others added to it stays."""
-    site.ready()
-    document = msgspec.json.decode((site.ready_file).read_bytes())
-    assert isinstance(document, dict)
-    return document
-
-
-def _write_ready(site: Site, document: dict[str, Any]) -> None:
-    write_whole(site.ready_file, msgspec.json.format(msgspec.json.encode(document), indent=2))

@@ -20,6 +20,7 @@ from trenza.cli.picture import picture_of
 
 _LIVE_PERIOD_S: Final = 0.5
 _LOG_PERIOD_S: Final = 2.0
+_ROUTINE: Final = frozenset({"DEBUG", "INFO"})
 
 View = Callable[[], NetworkView]
 
@@ -37,6 +38,10 @@ class Screen(Protocol):
 
     def say(self, what: str) -> None:
         """Tell one event."""
+        ...
+
+    def forward(self, source: str, line: str) -> None:
+        """Hand on what a process says."""
         ...
 
     def paste(self, lines: Sequence[str]) -> None:
@@ -57,7 +62,7 @@ def screen_for(*, live: bool | None, quiet: bool) -> Screen:
 
 
 class Quiet:
-    """Shows nothing."""
+    """Shows nothing but what a process says is wrong."""
 
     def starting(self, title: str) -> AbstractContextManager[None]:  # noqa: ARG002 - the protocol's
         return contextlib.nullcontext()
@@ -67,6 +72,10 @@ class Quiet:
 
     def say(self, what: str) -> None:
         pass
+
+    def forward(self, source: str, line: str) -> None:
+        if not is_routine(line):
+            click.echo(plain(f"{source}: {line}"), err=True)
 
     def paste(self, lines: Sequence[str]) -> None:
         pass
@@ -88,6 +97,9 @@ class Log:
     def say(self, what: str) -> None:
         sys.stdout.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {plain(what)}\n")
         sys.stdout.flush()
+
+    def forward(self, source: str, line: str) -> None:
+        self.say(f"{source}: {line}")
 
     def paste(self, lines: Sequence[str]) -> None:
         for line in ("A first key, and the same key at the other end:", *lines):
@@ -124,6 +136,10 @@ class Picture:
     def say(self, what: str) -> None:
         self._console.print(what)
 
+    def forward(self, source: str, line: str) -> None:
+        if not is_routine(line):
+            self._console.print(f"{source}: {line}")
+
     def paste(self, lines: Sequence[str]) -> None:
         self._console.print("\nA first key for one application (paste into another terminal):\n")
         click.echo(f"  {lines[0]}\n")  # not wrapped: a line that is pasted must stay one
@@ -136,6 +152,11 @@ class Picture:
                 live.update(picture_of(view(), height=self._console.height), refresh=True)
                 if await _stopped_within(_LIVE_PERIOD_S, stop):
                     return
+
+
+def is_routine(line: str) -> bool:
+    """Tell whether a log line (date, time, level, what happened) is of a level that only a log is interested in."""
+    return line.split(maxsplit=3)[2:3] in [[level] for level in _ROUTINE]
 
 
 async def _stopped_within(period_s: float, stop: asyncio.Event) -> bool:

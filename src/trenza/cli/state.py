@@ -30,6 +30,7 @@ class NodeDoors(msgspec.Struct, frozen=True):
 
     etsi014: str
     management: str
+    pid: int | None = None  # where it is a process of its own
 
 
 class Files(msgspec.Struct, frozen=True):

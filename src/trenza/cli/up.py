@@ -1,4 +1,4 @@
-"""`trenza up`: a whole emulated network in this process, until Ctrl-C.
+"""`trenza up`: a whole emulated network in this process, or a process for each node of it, until Ctrl-C.
 
 Starts what the scenario says, prints the two `curl` lines with which an application gets its first key, and shows
 the network as it lives. The first Ctrl-C or SIGTERM stops it in good order (exit status 0), the second ends it.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +19,7 @@ import msgspec
 
 from trenza.app.network import Network
 from trenza.app.process import loop_factory
+from trenza.app.process_network import ProcessNetwork
 from trenza.app.scenario import Scenario, load_scenario
 from trenza.cli import suggest
 from trenza.cli.first_key import first_key_lines
@@ -25,6 +28,7 @@ from trenza.cli.screen import Screen, screen_for
 from trenza.cli.signals import stop_on_signals
 from trenza.cli.state import check_writable, forget, remember, state_home, write_whole
 
+_TRENZA: Final = (sys.executable, "-P", "-m", "trenza.cli")
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -36,11 +40,20 @@ _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
     help="Write where everything is to this file, once all of it is ready.",
 )
 @state_dir_option
+@click.option(
+    "--processes", is_flag=True, help="Run every node as a process of its own, started again whenever it ends."
+)
 @click.option("--resume", is_flag=True, help="Go on with the keys, certificates and ledgers of the last run there.")
 @click.option("--live/--no-live", default=None, help="Show the network as it lives.  [default: on a terminal]")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def up(
-    scenario: str, ready_file: Path | None, state_dir: Path | None, resume: bool, live: bool | None, quiet: bool
+    scenario: str,
+    ready_file: Path | None,
+    state_dir: Path | None,
+    processes: bool,
+    resume: bool,
+    live: bool | None,
+    quiet: bool,
 ) -> None:
     """Start a whole emulated network, and keep it until Ctrl-C.
 
@@ -54,7 +67,8 @@ def up(
     state = (state_dir or state_home() / directory_name(found.name)).absolute()
     if ready_file is not None:
         ready_file.unlink(missing_ok=True)  # of an earlier run: whoever waits for it must not find that one
-    start = _Start(found, state, ready_file, screen_for(live=live, quiet=quiet), fresh=not resume)
+    screen = screen_for(live=live, quiet=quiet)
+    start = _Start(found, state, ready_file, screen, fresh=not resume, processes=processes)
     remember(state)
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
@@ -77,6 +91,7 @@ class _Start:
     ready_file: Path | None
     screen: Screen
     fresh: bool
+    processes: bool
 
     async def run(self) -> None:
         stop = asyncio.Event()
@@ -98,11 +113,9 @@ class _Start:
                 self.ready_file.unlink(missing_ok=True)
         self.screen.say("stopped")
 
-    async def _started(self, stop: asyncio.Event) -> Network | None:
+    async def _started(self, stop: asyncio.Event) -> Network | ProcessNetwork | None:
         """Return the network when it is ready; None where it was stopped before."""
-        starting = asyncio.create_task(
-            Network.start(self.scenario, state=self.state, progress=self.screen.progress, fresh=self.fresh)
-        )
+        starting = asyncio.create_task(self._start())
         stopping = asyncio.create_task(stop.wait())
         with self.screen.starting(self.scenario.title):
             await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -112,9 +125,25 @@ class _Start:
             await asyncio.gather(starting, stopping, return_exceptions=True)
         return None if starting.cancelled() else starting.result()
 
-    def _tell(self, document: dict[str, Any]) -> None:
+    def _start(self) -> Coroutine[Any, Any, Network | ProcessNetwork]:
+        if not self.processes:
+            return Network.start(self.scenario, state=self.state, progress=self.screen.progress, fresh=self.fresh)
+        return ProcessNetwork.start(
+            self.scenario,
+            state=self.state,
+            progress=self.screen.progress,
+            command=_TRENZA,
+            said=self.screen.forward,
+            changed=self._write_ready_file,
+            fresh=self.fresh,
+        )
+
+    def _write_ready_file(self, document: dict[str, Any]) -> None:
         if self.ready_file is not None:
             write_whole(self.ready_file, msgspec.json.encode(document))
+
+    def _tell(self, document: dict[str, Any]) -> None:
+        self._write_ready_file(document)
         self.screen.say(
             f"ready: {len(self.scenario.nodes)} nodes, {len(self.scenario.links)} links; files in {self.state}"
         )

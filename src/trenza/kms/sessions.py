@@ -6,7 +6,7 @@ later life than the one that speaks. Such a node drops all its strands before it
 cloned copy can never issue a slot twice (design decision 8; docs/adr/0005-windows-and-lives.md).
 
 The leader opens sessions; a follower that has none knocks. Two live incarnations of one node are refused: while the
-lease of the one we know is running, another must wait, unless it lives at the same place and so came after its end.
+lease of the one we know is running, another must wait, unless it lives at the same place: it came after its end.
 """
 
 from __future__ import annotations
@@ -315,8 +315,8 @@ class Sessions:
 
         The leader's lease runs `since` a moment at which the peer had not heard it yet: it lets another incarnation
         of this node in one lease after it did. The follower (None) does not know whether its answer arrives, so the
-        first beat that the leader answers brings the lease; until then it issues nothing, or, to a leader whose memory
-        reaches back to the session before, under that one, whose ID keys both have.
+        first beat that the leader answers brings the lease; until then it issues nothing, or, to a leader in the same
+        epoch, which remembers the session before, under that one, whose ID keys both have.
         """
         ctx = self._ctx
         ctx.verifier.verify(peer, life_message(peer, presence), presence.signature)
