@@ -12,7 +12,7 @@ FULL, PLAIN = facts(hop("A", "Z"), slots=100), facts(slots=100)
 
 
 def window(number=1, *, of=FULL, first=0, count=8):
-    return IssuerWindow(number, of, first, count, next=first)
+    return IssuerWindow(number, of, first, count, next=first, reserved=first + count)
 
 
 def held(*, first=4, count=8):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from msgspec.structs import replace
 from tests.simulation.acts import fetch, issue, started
@@ -12,6 +14,7 @@ from trenza.core.policy import Policy, Rule
 from trenza.core.recipe import LOCAL, RECIPES, WRAPPED, Recipe
 from trenza.lab.history import violations
 from trenza.lab.loop import run
+from trenza.lab.plan import SMALL
 
 SIZES = (64, 128, 256, 264, 512, 1_024, 2_048)
 
@@ -27,7 +30,7 @@ def of_recipe(recipe: Recipe) -> Scenario:
 def test_keys_of_every_size_are_the_same_at_both_ends_and_say_what_they_are_made_of(recipe: Recipe) -> None:
     async def story() -> None:
         scenario = of_recipe(recipe)
-        world = await started(scenario)
+        world = await started(scenario, settings=dataclasses.replace(SMALL, stock_target=96))
         one, other = scenario.rules[0].between
         seen: set[bytes] = set()
         for size in SIZES:

@@ -58,6 +58,11 @@ class Secret:
             raise ValueError("the cut is outside the secret")
         return Secret(self._buffer[first : first + length])
 
+    def release(self) -> bytearray:
+        """Hand the bytes over to the caller, who wipes them; what is left of this Secret is empty."""
+        buffer, self._buffer = self._buffer, bytearray()
+        return buffer
+
     def wipe(self) -> None:
         """Overwrite the bytes with zeros; may be called twice."""
         self._buffer[:] = bytes(len(self._buffer))

@@ -50,19 +50,19 @@ class BindingInfo:
         Raises:
             OverflowError: the size does not fit 32 bits.
         """
-        return _ENCODING_VERSION + b"".join(
-            map(
-                lv,
-                (
-                    self.recipe.suite_id,
-                    self.initiator_node.encode(),
-                    self.target_node.encode(),
-                    self.initiator_sae.encode(),
-                    self.target_sae.encode(),
-                    self.key_id,
-                    self.policy_digest,
-                    self.provenance_digest,
-                    self.size.to_bytes(4, "big"),
-                ),
-            )
+        before, after = self.halves()
+        return before + self.key_id + after
+
+    def halves(self) -> tuple[bytes, bytes]:
+        """Return what the encoding has before the key ID and after it: the same for all keys that differ in it only.
+
+        Raises:
+            OverflowError: the size does not fit 32 bits.
+        """
+        parties = (self.initiator_node, self.target_node, self.initiator_sae, self.target_sae)
+        before = (self.recipe.suite_id, *(name.encode() for name in parties))
+        after = (self.policy_digest, self.provenance_digest, self.size.to_bytes(4, "big"))
+        return (
+            _ENCODING_VERSION + b"".join(map(lv, before)) + KEY_ID_BYTES.to_bytes(4, "big"),
+            b"".join(map(lv, after)),
         )

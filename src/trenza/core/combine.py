@@ -20,7 +20,7 @@ from trenza.core.strand import STRAND_BYTES, Bundle, Origin, Transcript
 LABEL_BYTES = 48
 """The label is HKDF's salt and KMAC's key: one SHA-384 digest long, the suite ID and then zeros."""
 
-_STANDARD_ORDER = (Origin.QKD, Origin.CLASSICAL, Origin.PQC)
+STANDARD_ORDER = (Origin.QKD, Origin.CLASSICAL, Origin.PQC)
 """TS 103 744: psk, then k1 (classical), then k2 (post-quantum). The QKD strand takes the psk's place."""
 
 _APPROVED_FIRST = (Origin.PQC, Origin.CLASSICAL, Origin.QKD)
@@ -59,6 +59,11 @@ def combine(
     return Secret(_braid(strands, recipe, transcript, info.encode(), whole_bytes(size)))
 
 
+def label_of(recipe: Recipe) -> bytes:
+    """Return the label of a recipe's KDF."""
+    return recipe.suite_id.ljust(LABEL_BYTES, b"\0")
+
+
 def _refuse_unless_exact(bundle: Bundle, recipe: Recipe) -> None:
     if bundle.origins != recipe.origins:
         missing = recipe.origins - bundle.origins
@@ -75,15 +80,15 @@ def _refuse_unless_exact(bundle: Bundle, recipe: Recipe) -> None:
 
 
 def _braid(strands: Sequence[Bundle], recipe: Recipe, transcript: Transcript, info: bytes, length: int) -> bytearray:
-    label = recipe.suite_id.ljust(LABEL_BYTES, b"\0")
+    label = label_of(recipe)
     ma, mb = transcript.initiator, transcript.responder
     first = strands[0]
     match recipe.combiner:
         case Combiner.CATKDF_HKDF_SHA384:
-            secrets = _views(first, _STANDARD_ORDER)
+            secrets = _views(first, STANDARD_ORDER)
             return cat_kdf(HKDF_SHA384, secrets, label=label, info=info, ma=ma, mb=mb, length=length)
         case Combiner.CATKDF_KMAC256:
-            secrets = _views(first, _STANDARD_ORDER)
+            secrets = _views(first, STANDARD_ORDER)
             return cat_kdf(KMAC_256, secrets, label=label, info=info, ma=ma, mb=mb, length=length)
         case Combiner.CASKDF_HKDF_SHA384:
             psk = first.strand(Origin.QKD).view() if Origin.QKD in recipe.origins else b""

@@ -31,6 +31,9 @@ SLOTS_MAX = 1 << SLOT_BITS
 SIZE_MAX = Bits(8 << SIZE_BITS)
 assert PAYLOAD_BITS + TAG_BITS == 122
 
+SLOT_STEP = 1 << (HANDLE_BITS + SIZE_BITS + RECIPE_BITS)
+"""What a packed address grows by from one slot to the next."""
+
 _PAYLOAD_MASK = (1 << PAYLOAD_BITS) - 1
 _TAG_MASK = (1 << TAG_BITS) - 1
 
@@ -98,9 +101,28 @@ def pair_handle(initiator: SaeId, target: SaeId) -> int:
 
 def seal_key_id(address: KeyAddress, keys: IdKeys, *, binding: bytes) -> UUID:
     """Return the opaque key ID for `address`."""
-    payload = address.pack()
-    tag = _tag(payload, keys, binding)
-    return _uuid((payload ^ _mask(tag, keys)) << TAG_BITS | tag)
+    return UUID(int=KeyIdSeal(keys, binding).of(address.pack()))
+
+
+class KeyIdSeal:
+    """Seals the key IDs of one SAE pair in one session; both MAC keys are taken in once."""
+
+    __slots__ = ("_binding", "_mask", "_tag")
+
+    def __init__(self, keys: IdKeys, binding: bytes) -> None:
+        self._tag = hmac.new(keys.tag, digestmod="sha256")
+        self._mask = hmac.new(keys.mask, digestmod="sha256")
+        self._binding = binding
+
+    def of(self, payload: int) -> int:
+        """Return the key ID, as a UUID's number, of a packed address."""
+        mac = self._tag.copy()
+        mac.update(payload.to_bytes(8, "big") + self._binding)
+        tag = int.from_bytes(mac.digest()[:8], "big") & _TAG_MASK
+        mac = self._mask.copy()
+        mac.update(tag.to_bytes(8, "big"))
+        free = (payload ^ (int.from_bytes(mac.digest()[:8], "big") & _PAYLOAD_MASK)) << TAG_BITS | tag
+        return _numbered(free)
 
 
 def read_key_id(key_id: UUID, keys: IdKeys) -> KeyAddress:
@@ -111,7 +133,7 @@ def read_key_id(key_id: UUID, keys: IdKeys) -> KeyAddress:
 
 def verify_key_id(key_id: UUID, address: KeyAddress, keys: IdKeys, *, binding: bytes) -> bool:
     """Tell whether whoever holds `keys` issued `key_id` for `address` under `binding`; constant time."""
-    if _uuid(_free_bits(key_id)) != key_id:
+    if _numbered(_free_bits(key_id)) != key_id.int:
         return False  # version and variant carry no tag, yet the key is bound to all 128 bits
     tag = _free_bits(key_id) & _TAG_MASK
     return hmac.compare_digest(_tag(address.pack(), keys, binding).to_bytes(8, "big"), tag.to_bytes(8, "big"))
@@ -127,9 +149,10 @@ def _mask(tag: int, keys: IdKeys) -> int:
     return int.from_bytes(digest[:8], "big") & _PAYLOAD_MASK
 
 
-def _uuid(free: int) -> UUID:
+def _numbered(free: int) -> int:
+    """Return the number of the UUID with these 122 free bits."""
     high, middle, low = free >> 74, (free >> 62) & 0xFFF, free & ((1 << 62) - 1)
-    return UUID(int=high << 80 | 0x4 << 76 | middle << 64 | 0b10 << 62 | low)
+    return high << 80 | 0x4 << 76 | middle << 64 | 0b10 << 62 | low
 
 
 def _free_bits(key_id: UUID) -> int:

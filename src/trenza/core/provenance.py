@@ -11,13 +11,18 @@ SAEs are told the class (recipe, supply, strength, hops); auditors read all of i
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
 from trenza.base.errors import RemoteProtocolError
+from trenza.base.units import Nanoseconds
 from trenza.core.strand import Origin, Supply, worst_of
 
 FORMAT_VERSION = 1
+
+KEY_RECORD_VERSION = 2
+"""Version 1 had one entry for each request and no `times`; it can still be read."""
 
 
 class Hop(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -99,7 +104,7 @@ def segment_digest(body: bytes) -> bytes:
 
 
 class KeyRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Slots that became keys for one SAE pair, or were delivered to the target."""
+    """Slots that became keys for one SAE pair, or were delivered to the target. One record for many keys alike."""
 
     version: int
     segment: bytes
@@ -114,6 +119,49 @@ class KeyRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     policy_digest: bytes
     tls_group: str  # of the application's connection
     uncertainty: int  # nanoseconds, of the entry's time
+    times: tuple[int, ...] = ()  # microseconds from the entry's time to each key; of version 1: none, all at once
+
+    def time_of(self, index: int, entry: Nanoseconds) -> Nanoseconds:
+        """Return when the key at `index` was issued or delivered, given the time of its entry."""
+        return Nanoseconds(entry + self.times[index] * 1_000) if self.times else entry
+
+    def only(self, indices: Sequence[int]) -> KeyRecord:
+        """Return what the record says of some of its keys, by their place in it; times count from the first."""
+        slots = tuple(self.slots[index] for index in indices)
+        times = tuple(self.times[index] - self.times[indices[0]] for index in indices) if self.times else ()
+        return msgspec.structs.replace(self, slots=slots, times=times)
+
+
+class DoubtfulRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Slots given up for keys of which no record was made: a crash came first. They may have become keys or not.
+
+    Written by the next start. What protected such a key is not in doubt: that is the segment's record.
+    """
+
+    version: int
+    deed: str  # "issued" | "delivered": what may have become of them at this node
+    segment: bytes
+    peer: str
+    window: int
+    ranges: tuple[tuple[int, int], ...]  # first slot and number of slots
+
+    def names(self, slot: int) -> bool:
+        return any(first <= slot < first + count for first, count in self.ranges)
+
+    @property
+    def slots(self) -> frozenset[int]:
+        return frozenset(slot for first, count in self.ranges for slot in range(first, first + count))
+
+
+def ranges_of(slots: Iterable[int]) -> tuple[tuple[int, int], ...]:
+    """Return slots as ranges: first slot and number of slots, ascending."""
+    ranges: list[tuple[int, int]] = []
+    for slot in sorted(slots):
+        if ranges and slot == sum(ranges[-1]):
+            ranges[-1] = (ranges[-1][0], ranges[-1][1] + 1)
+        else:
+            ranges.append((slot, 1))
+    return tuple(ranges)
 
 
 class WrapRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -8,7 +8,7 @@ Pure.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from trenza.base.secret import Secret
@@ -61,7 +61,7 @@ class SegmentFacts:
 class OpenSegment:
     """A segment's strands, unsealed while keys are made of it. Whoever opened it wipes it."""
 
-    __slots__ = ("_material", "facts", "transcript")
+    __slots__ = ("_material", "_slots", "_starts", "_strands", "facts", "transcript")
 
     def __init__(self, facts: SegmentFacts, material: Secret) -> None:
         expected = _STRANDS_AT + facts.record.slots * STRAND_BYTES * len(facts.record.origins)
@@ -69,7 +69,10 @@ class OpenSegment:
             raise ValueError("the sealed material does not fit the segment's record")
         self.facts = facts
         self._material = material
-        view = material.view()
+        view = self._strands = material.view()
+        self._slots = facts.record.slots
+        part = self._slots * STRAND_BYTES
+        self._starts = {origin: _STRANDS_AT + index * part for index, origin in enumerate(facts.record.origins)}
         self.transcript = Transcript(bytes(view[:TRANSCRIPT_BYTES]), bytes(view[TRANSCRIPT_BYTES:_STRANDS_AT]))
 
     def __repr__(self) -> str:
@@ -84,15 +87,32 @@ class OpenSegment:
         record = self.facts.record
         if not 0 <= slot < record.slots:
             raise ValueError("no such slot")
-        part = record.slots * STRAND_BYTES
+        try:
+            starts = {origin: self._starts[origin] for origin in origins}
+        except KeyError:
+            raise ValueError("an origin of the recipe is not in the segment") from None
         return Bundle(
             {
-                origin: self._material.cut(
-                    _STRANDS_AT + record.origins.index(origin) * part + slot * STRAND_BYTES, STRAND_BYTES
-                )
-                for origin in origins
+                origin: self._material.cut(start + slot * STRAND_BYTES, STRAND_BYTES)
+                for origin, start in starts.items()
             }
         )
+
+    def joined(self, slot: int, origins: Sequence[Origin]) -> bytearray:
+        """Return the strands of `slot` laid end to end in the order of `origins`; the caller wipes them.
+
+        Raises:
+            ValueError: there is no such slot.
+            KeyError: the segment lacks an origin.
+        """
+        if not 0 <= slot < self._slots:
+            raise ValueError("no such slot")
+        material, starts = self._strands, self._starts
+        strands = bytearray()
+        for origin in origins:
+            start = starts[origin] + slot * STRAND_BYTES
+            strands += material[start : start + STRAND_BYTES]
+        return strands
 
     def wipe(self) -> None:
         self._material.wipe()

@@ -1,7 +1,8 @@
 """Windows: slots that the far node has granted, so that issuing needs no round trip and nothing is issued twice
 (decision 8).
 
-The *issuer* takes slots from windows it was granted in this incarnation, in order, never going back. The *holder*
+The *issuer* takes slots from windows it was granted in this incarnation, in order, never going back, and only from a
+*sub-range* that was reserved before: given up durably, so that taking needs no commit (docs/adr/0018). The *holder*
 remembers what it granted, what it has delivered and what was declared void. Both are pure bookkeeping; the stories
 make every step durable before a byte leaves.
 """
@@ -15,7 +16,7 @@ from trenza.base.units import Nanoseconds
 from trenza.core.segment import SegmentFacts
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class IssuerWindow:
     """Slots [first, first + count) of one segment that this node may issue; `next` is the first not yet taken."""
 
@@ -24,11 +25,22 @@ class IssuerWindow:
     first: int
     count: int
     next: int
+    reserved: int = 0  # slots below this one are given up durably; those from `next` on are in hand
     void: list[int] = field(default_factory=list)  # taken slots that must never be delivered
 
     @property
+    def end(self) -> int:
+        return self.first + self.count
+
+    @property
     def left(self) -> int:
+        """Return the slots not taken, reserved or not."""
         return self.first + self.count - self.next
+
+    @property
+    def in_hand(self) -> int:
+        """Return the slots that can be taken without a commit."""
+        return max(0, self.reserved - self.next)
 
     @property
     def issued(self) -> int:
@@ -68,18 +80,30 @@ class IssuerPool:
         self._windows[window.number] = window
 
     def remove(self, number: int) -> IssuerWindow | None:
-        return self._windows.pop(number, None)
+        """Let go of a window: nothing of it is in hand any more, whoever still holds it."""
+        window = self._windows.pop(number, None)
+        if window is not None:
+            window.reserved = 0
+        return window
 
     def available(self, *, full: bool, slots: int = 1, accept: Callable[[SegmentFacts], bool] | None = None) -> int:
-        """Return how many keys of `slots` slots each can be taken from windows that `accept` accepts."""
+        """Return how many keys of `slots` slots each windows that `accept` accepts are good for, reserved or not."""
         return sum(
             window.left // slots
             for window in self._windows.values()
             if window.facts.full is full and (accept is None or accept(window.facts))
         )
 
+    def in_hand(self, *, full: bool, accept: Callable[[SegmentFacts], bool] | None = None) -> int:
+        """Return the slots that can be taken without a commit."""
+        return sum(
+            window.in_hand
+            for window in self._windows.values()
+            if window.facts.full is full and (accept is None or accept(window.facts))
+        )
+
     def take(self, keys: int, *, full: bool, slots: int, accept: Callable[[SegmentFacts], bool]) -> list[Take]:
-        """Take places for `keys` keys, oldest window first, or none at all.
+        """Take places for `keys` keys out of what is reserved, oldest window first, or none at all.
 
         Returns:
             One Take per key; empty when there are not enough. A tail too short for one key is skipped, not split.
@@ -87,9 +111,9 @@ class IssuerPool:
         chosen: list[tuple[IssuerWindow, int]] = []
         missing = keys
         for window in self._windows.values():
-            if window.facts.full is not full or window.left < slots or not accept(window.facts):
+            if window.facts.full is not full or window.in_hand < slots or not accept(window.facts):
                 continue
-            here = min(missing, window.left // slots)
+            here = min(missing, window.in_hand // slots)
             chosen.append((window, here))
             missing -= here
             if not missing:
@@ -101,6 +125,33 @@ class IssuerPool:
             takes += [Take(window, window.next + i * slots, slots) for i in range(here)]
             window.next += here * slots
         return takes
+
+    def reservable(
+        self, wanted: int, *, full: bool, slots: int = 1, accept: Callable[[SegmentFacts], bool]
+    ) -> list[tuple[IssuerWindow, int]]:
+        """Return which marks to move so that `wanted` slots are in hand, in the order in which `take` goes.
+
+        Args:
+            wanted: slots in hand that the caller wants, with those that are already.
+            full: with QKD strands or without.
+            slots: of one key; what a window cannot give to whole keys does not count.
+            accept: of the caller.
+
+        Returns:
+            Windows, each with the mark to make durable; as far as the windows reach.
+        """
+        marks: list[tuple[IssuerWindow, int]] = []
+        for window in self._windows.values():
+            if wanted <= 0:
+                break
+            if window.facts.full is not full or window.left < slots or not accept(window.facts):
+                continue
+            usable = min(-(-wanted // slots), window.left // slots) * slots
+            wanted -= max(usable, window.in_hand // slots * slots)
+            mark = max(window.next + usable, window.reserved)
+            if mark > window.reserved:
+                marks.append((window, mark))
+        return marks
 
 
 @dataclass(slots=True)

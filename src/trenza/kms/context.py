@@ -36,7 +36,13 @@ class Settings:
     stock_seconds: Seconds = Seconds(10.0)  # …or this many seconds of recent demand, if that is more
     segment_min: int = 64  # slots; smaller segments cost too much an exchange
     segment_max: int = 1_024  # slots one exchange yields at most (decision 2)
-    window_slots: int = 256  # slots granted at once
+    window_slots: int = 256  # slots asked for at once, at least
+    window_seconds: Seconds = Seconds(3.0)  # …or this many seconds of recent demand, if that is more
+    reserve_slots: int = 16  # slots given up ahead of issuing by one commit, at least
+    reserve_seconds: Seconds = Seconds(0.25)  # …or this many seconds of recent demand; a crash costs as much
+    journal_delay: Seconds = Seconds(0.1)  # how far behind its key a ledger record may be written
+    journal_batch: int = 256  # keys that are recorded at once without waiting so long
+    journal_records: int = 20_000  # keys without a durable record at most; beyond that nothing is issued
     link_target_units: int = 8_192  # units (32 bytes) of traffic key per link and direction that ingest aims at
     reserve_units: int = 64  # units per link and direction kept for authentication
     block_units: int = 1_024  # units per block at most

@@ -27,6 +27,7 @@ from trenza.core.keyid import SIZE_MAX
 from trenza.core.policy import Policy, SaeEntry
 from trenza.core.recipe import LOCAL, Recipe
 from trenza.kms.context import Context
+from trenza.kms.issuing import Issuing
 from trenza.kms.slots import Found, Pair, Slots
 from trenza.kms.waiting import WaitingKeys
 from trenza.kms.wrap import MAC_BITS, Leg, Wrapped
@@ -35,8 +36,11 @@ from trenza.kms.wrap import MAC_BITS, Leg, Wrapped
 class Delivery:
     """The key stories of one node."""
 
-    def __init__(self, ctx: Context, *, slots: Slots, wrapped: Wrapped, waiting: WaitingKeys) -> None:
+    def __init__(
+        self, ctx: Context, *, issuing: Issuing, slots: Slots, wrapped: Wrapped, waiting: WaitingKeys
+    ) -> None:
         self._ctx = ctx
+        self._issuing = issuing
         self._slots = slots
         self._wrapped = wrapped
         self._waiting = waiting
@@ -108,7 +112,7 @@ class Delivery:
         for recipe in pair.policy.recipes:
             if recipe is not LOCAL:
                 full = recipe.needs_qkd
-                count = self._slots.available(pair, recipe, size, accept)
+                count = self._issuing.available(pair, recipe, size, accept)
                 by_kind[full] = max(by_kind.get(full, 0), count)
         return sum(by_kind.values())
 
@@ -166,7 +170,7 @@ class Delivery:
         accept = acceptance(pair.policy, request.wishes, now=self._ctx.clock.now())
         for rung, recipe in enumerate(recipes):
             try:
-                keys = await self._slots.issue(
+                keys = await self._issuing.issue(
                     pair, recipe, number=request.number, size=size, accept=accept, tls_group=request.tls_group
                 )
             except NotEnoughKeyError:
@@ -174,7 +178,7 @@ class Delivery:
             self._ctx.counters["keys_issued"] += len(keys)
             if rung:
                 self._ctx.counters["keys_issued_below_first_rung"] += len(keys)
-            return keys
+            return [key.delivered() for key in keys]
         raise self._nothing(pair, recipes, request, size)
 
     def _nothing(self, pair: Pair, recipes: Sequence[Recipe], request: IssueRequest, size: Bits) -> TrenzaError:
@@ -182,8 +186,8 @@ class Delivery:
         now = self._ctx.clock.now()
         wished = acceptance(pair.policy, request.wishes, now=now)
         anyhow = acceptance(pair.policy, Wishes(), now=now)
-        available = max(self._slots.available(pair, recipe, size, wished) for recipe in recipes)
-        otherwise = max(self._slots.available(pair, recipe, size, anyhow) for recipe in recipes)
+        available = max(self._issuing.available(pair, recipe, size, wished) for recipe in recipes)
+        otherwise = max(self._issuing.available(pair, recipe, size, anyhow) for recipe in recipes)
         self._ctx.counters["requests_without_key"] += 1
         if not available and otherwise >= request.number:
             return InvalidRequestError(UNMET)
@@ -219,7 +223,7 @@ class Delivery:
             return Leg(pair, None)
         accept = acceptance(pair.policy, wishes, now=self._ctx.clock.now())
         for recipe in recipes:
-            if self._slots.available(pair, recipe, Bits(size + MAC_BITS), accept):
+            if self._issuing.available(pair, recipe, Bits(size + MAC_BITS), accept):
                 return Leg(pair, recipe)
         raise self._nothing(pair, recipes, IssueRequest(pair.target.name, wishes=wishes), size)
 

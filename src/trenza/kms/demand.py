@@ -23,6 +23,10 @@ _STOCK_MAX = 16
 """However fast a peer says it issues, filling aims at no more than this many times the target: an exposure, too."""
 
 
+_HALF = 3.5
+"""Seconds after which demand counts half."""
+
+
 @dataclass(frozen=True, slots=True)
 class Want:
     """What one direction of a pair lacks."""
@@ -39,7 +43,7 @@ class Demand:
     def __init__(self, ctx: Context, *, pools: Pools) -> None:
         self._ctx = ctx
         self._pools = pools
-        self._issued: dict[tuple[NodeId, bool], _Rate] = {}
+        self._issued: dict[tuple[NodeId, bool], Flow] = {}
         self._kinds: dict[NodeId, tuple[StrandKind, ...]] = {}
         self._kinds_of_version = 0
 
@@ -81,10 +85,24 @@ class Demand:
 
     def note_issued(self, peer: NodeId, *, full: bool, slots: int) -> None:
         """Count demand: stock is meant to last for seconds of it."""
-        self._rate(peer, full=full).add(slots, self._ctx.clock.elapsed())
+        self.flow(peer, full=full).taken += slots
 
-    def _rate(self, peer: NodeId, *, full: bool) -> _Rate:
-        return self._issued.setdefault((peer, full), _Rate())
+    def flow(self, peer: NodeId, *, full: bool) -> Flow:
+        """Return the count of what is issued to `peer`; good to keep."""
+        flow = self._issued.get((peer, full))
+        if flow is None:
+            flow = self._issued[peer, full] = Flow(self._ctx.settings.reserve_slots)
+        return flow
+
+    def chunk(self, peer: NodeId, *, full: bool) -> int:
+        """Return how many slots should come into hand at once."""
+        settings, flow = self._ctx.settings, self.flow(peer, full=full)
+        wanted = flow.per_second(self._ctx.clock.elapsed()) * settings.reserve_seconds
+        flow.chunk = max(settings.reserve_slots, int(wanted))
+        return flow.chunk
+
+    def _rate(self, peer: NodeId, *, full: bool) -> float:
+        return self.flow(peer, full=full).per_second(self._ctx.clock.elapsed())
 
     def _target(self, rate: float) -> int:
         settings = self._ctx.settings
@@ -95,12 +113,11 @@ class Demand:
 
     def mark(self, peer: NodeId) -> StockMark:
         """Return what this node can issue to `peer` now, and how fast it has lately."""
-        now = self._ctx.clock.elapsed()
         return StockMark(
             self._pools.issuable(peer, full=True),
             self._pools.issuable(peer, full=False),
-            self._rate(peer, full=True).per_second(now),
-            self._rate(peer, full=False).per_second(now),
+            self._rate(peer, full=True),
+            self._rate(peer, full=False),
         )
 
     def _issuable(self, peer: NodeId, kind: StrandKind) -> int:
@@ -109,14 +126,19 @@ class Demand:
     def is_low(self, peer: NodeId) -> bool:
         """Tell whether this node could soon have too little of some kind to issue to `peer`."""
         little = self._ctx.settings.stock_target // 2
-        return any(self._issuable(peer, kind) < little for kind in self.kinds(peer))
+        stocks = [self._stock_of(peer, self._ctx.name, kind) for kind in self.kinds(peer)]
+        return any(stock < little for stock in stocks) or bool(self.windows_to_ask(peer))
 
     def windows_to_ask(self, peer: NodeId) -> list[tuple[StrandKind, int]]:
-        """Return the kinds of which fewer slots are held than half of what a few seconds of demand need."""
-        mark = self.mark(peer)
+        """Return the kinds of which fewer slots are held than half of what some seconds of demand need.
+
+        No more than that is asked for, though more may be in stock: a crash gives up what is held.
+        """
+        settings = self._ctx.settings
         asked: list[tuple[StrandKind, int]] = []
         for kind in self.kinds(peer):
-            enough = self._target((mark.full_rate if kind.full else mark.plain_rate) / 2)
+            rate = self._rate(peer, full=kind.full)
+            enough = max(settings.window_slots, int(rate * settings.window_seconds))
             held = self._issuable(peer, kind)
             if held <= enough // 2:
                 asked.append((kind, enough - held))
@@ -147,18 +169,18 @@ class Demand:
         return mark.full_rate if kind.full else mark.plain_rate
 
 
-@dataclass(slots=True)
-class _Rate:
-    """Slots a second, averaged over about five seconds."""
+@dataclass(slots=True, eq=False)
+class Flow:
+    """How fast slots of one kind are issued to one node. Whoever issues adds to `taken`, and nothing else."""
 
-    value: float = 0.0
-    at: float = 0.0
-    _HALF: float = 3.5
-
-    def add(self, slots: int, now: float) -> None:
-        self.value = self.per_second(now) + slots / (self._HALF / 0.6931)
-        self.at = now
+    chunk: int  # slots that should come into hand at once
+    taken: int = 0  # since the rate was last looked at
+    _value: float = 0.0
+    _at: float = 0.0
 
     def per_second(self, now: float) -> float:
-        age = max(0.0, now - self.at)
-        return float(self.value * 0.5 ** (age / self._HALF))
+        """Return the slots a second, averaged over about five seconds."""
+        age = max(0.0, now - self._at)
+        self._value = self._value * 0.5 ** (age / _HALF) + self.taken / (_HALF / 0.6931)
+        self._at, self.taken = now, 0
+        return self._value

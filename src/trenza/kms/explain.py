@@ -15,22 +15,30 @@ from trenza.base.errors import UnknownKeyError
 from trenza.base.names import NodeId, SaeId
 from trenza.base.units import Nanoseconds
 from trenza.core.keyid import KeyAddress, pair_binding, read_key_id, verify_key_id
-from trenza.core.provenance import KeyRecord, SegmentRecord, WrapRecord, segment_digest
+from trenza.core.provenance import DoubtfulRecord, KeyRecord, SegmentRecord, WrapRecord, segment_digest
 from trenza.core.recipe import recipe_of_code
 from trenza.kms.context import Context
 from trenza.kms.id_keys import IdKeyRing
+from trenza.kms.journal import SPAN, Journal, window_term
 from trenza.kms.ports import LedgerEntry, LedgerQuery
-from trenza.kms.slots import Slots, window_term
+from trenza.kms.slots import Owner, Slots
 
 
 @dataclass(frozen=True, slots=True)
 class KeyEvent:
     """One ledger entry about a key, at the node that was asked."""
 
-    kind: str  # "issued" | "delivered"
+    kind: str  # "issued" | "delivered" | "doubtful"
     time: Nanoseconds
     sequence: int  # in the node's ledger
-    record: KeyRecord | WrapRecord
+    record: KeyRecord | WrapRecord | DoubtfulRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt(KeyEvent):
+    """An entry that names the key's slot among those of which a crash left no record."""
+
+    record: DoubtfulRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +66,9 @@ class Exposed:
 class Explain:
     """Queries over this node's ledger."""
 
-    def __init__(self, ctx: Context, *, id_keys: IdKeyRing, slots: Slots) -> None:
+    def __init__(self, ctx: Context, *, id_keys: IdKeyRing, slots: Slots, journal: Journal) -> None:
         self._ctx = ctx
+        self._journal = journal
         self._id_keys = id_keys
         self._slots = slots
 
@@ -69,6 +78,7 @@ class Explain:
         Raises:
             UnknownKeyError: the ID is not one that this node issued, holds or has delivered.
         """
+        await self._journal.flush()
         drawn = await self._ctx.store.entries(LedgerQuery(term=f"key:{key_id}"))
         if drawn:
             return self._of_drawn(key_id, drawn)
@@ -76,10 +86,31 @@ class Explain:
         if used is not None:
             return used
         owner = self._slots.owner(key_id)
-        segment_id = None if owner is None else self._slots.segment_of_window(owner.peer, owner.address.window)
-        if owner is None or segment_id is None:
-            raise UnknownKeyError(f"node {self._ctx.name} cannot tell whose key {key_id} is")
+        if owner is None:
+            raise self._unknown(key_id)
+        if doubts := await self._doubts(owner):
+            return await self._explained(key_id, owner.address, doubts, doubts[0].record.segment)
+        segment_id = self._slots.segment_of_window(owner.peer, owner.address.window)
+        if segment_id is None:
+            raise self._unknown(key_id)
         return await self._explained(key_id, owner.address, (), segment_id)
+
+    def _unknown(self, key_id: UUID) -> UnknownKeyError:
+        return UnknownKeyError(f"node {self._ctx.name} cannot tell whose key {key_id} is")
+
+    async def _doubts(self, owner: Owner) -> tuple[Doubt, ...]:
+        """Return the entries that name this key's slot as one of which a crash left no record."""
+        deed = "issued" if owner.issued_here else "delivered"
+        term = window_term(owner.peer, owner.address.window)
+        decoded = [
+            (entry, msgspec.msgpack.decode(entry.body, type=DoubtfulRecord))
+            for entry in await self._all(LedgerQuery(term=term, kind="doubtful"))
+        ]
+        return tuple(
+            Doubt(entry.kind, entry.time, entry.sequence, record)
+            for entry, record in decoded
+            if record.deed == deed and record.names(owner.address.slot)
+        )
 
     async def _used(self, key_id: UUID) -> Explanation | None:
         """Explain a key that this node issued or delivered, whatever book was in force then."""
@@ -104,7 +135,7 @@ class Explain:
             (entry, msgspec.msgpack.decode(entry.body, type=KeyRecord))
             for entry in await self._all(LedgerQuery(term=term, kind=kind))
         ]
-        return [(entry, record) for entry, record in decoded if address.slot in record.slots]
+        return [_of_slot(entry, record, address.slot) for entry, record in decoded if address.slot in record.slots]
 
     def _binding(self, peer: NodeId, kind: str, record: KeyRecord) -> bytes:
         issuer, holder = (self._ctx.name, peer) if kind == "issued" else (peer, self._ctx.name)
@@ -122,28 +153,30 @@ class Explain:
         return Explanation(key_id, self._ctx.name, recipe.name, address.size, events, record, digest)
 
     def _of_drawn(self, key_id: UUID, entries: list[LedgerEntry]) -> Explanation:
+        records = [msgspec.msgpack.decode(one.body, type=WrapRecord) for one in entries]
         events = tuple(
-            KeyEvent(one.kind, one.time, one.sequence, msgspec.msgpack.decode(one.body, type=WrapRecord))
-            for one in entries
+            KeyEvent(one.kind, one.time, one.sequence, record) for one, record in zip(entries, records, strict=True)
         )
-        first = events[0].record
-        braids = tuple(
-            UUID(bytes=braid) for one in events if isinstance(one.record, WrapRecord) for braid in one.record.braids
-        )
+        first = records[0]
+        braids = tuple(UUID(bytes=braid) for record in records for braid in record.braids)
         return Explanation(key_id, self._ctx.name, first.recipe, first.size, events, None, b"", braids)
 
     async def exposed(self, node: NodeId, *, since: Nanoseconds, until: Nanoseconds) -> list[Exposed]:
         """Return the keys issued or delivered here in a time whose QKD strands `node` saw as a relay."""
+        await self._journal.flush()
         found: list[Exposed] = []
         for entry in await self._all(LedgerQuery(term=f"node:{node}", kind="segment")):
             segment = SegmentRecord.decode(entry.body)
             if node not in segment.known_to:
                 continue
             term = f"segment:{segment.segment.hex()}"
-            for used in await self._all(LedgerQuery(term=term, since=since, until=until)):
-                if used.kind != "segment":
-                    record = msgspec.msgpack.decode(used.body, type=KeyRecord)
-                    found.append(Exposed(KeyEvent(used.kind, used.time, used.sequence, record), segment))
+            earliest = Nanoseconds(max(0, since - SPAN))  # an entry has the time of its first key
+            uses = await self._all(LedgerQuery(term=term, since=earliest, until=until))
+            doubts = await self._all(LedgerQuery(term=term, kind="doubtful", since=since))  # written after the time
+            for used in {entry.sequence: entry for entry in (*uses, *doubts)}.values():
+                event = _event_within(used, since, until)
+                if event is not None:
+                    found.append(Exposed(event, segment))
         return sorted(found, key=lambda one: one.event.sequence)
 
     async def _all(self, query: LedgerQuery) -> list[LedgerEntry]:
@@ -154,3 +187,22 @@ class Explain:
             found += page
             if len(page) < query.limit:
                 return found
+
+
+def _of_slot(entry: LedgerEntry, record: KeyRecord, slot: int) -> tuple[LedgerEntry, KeyRecord]:
+    """Return of an entry for many keys what it says of the one whose first slot is `slot`, with that key's time."""
+    index = record.slots.index(slot)
+    return replace(entry, time=record.time_of(index, entry.time)), record.only([index])
+
+
+def _event_within(entry: LedgerEntry, since: Nanoseconds, until: Nanoseconds) -> KeyEvent | None:
+    """Return what an entry says of the keys of a time; None where it says nothing of any."""
+    if entry.kind == "segment":
+        return None
+    if entry.kind == "doubtful":  # of the time before its own; to leave it out would hide keys
+        return Doubt(entry.kind, entry.time, entry.sequence, msgspec.msgpack.decode(entry.body, type=DoubtfulRecord))
+    record = msgspec.msgpack.decode(entry.body, type=KeyRecord)
+    within = [index for index in range(len(record.slots)) if since <= record.time_of(index, entry.time) <= until]
+    if not within:
+        return None
+    return KeyEvent(entry.kind, record.time_of(within[0], entry.time), entry.sequence, record.only(within))

@@ -110,6 +110,10 @@ class IdKeyRing:
         """Seal from now on under the ID keys of `session`, which has been kept."""
         self._issues_under[peer] = session
 
+    def issues_under(self, peer: NodeId) -> bytes:
+        """Return the session whose keys seal what is issued now."""
+        return self._issues_under.get(peer, b"")
+
     def issuing(self, peer: NodeId) -> IdKeys:
         """Return the keys that seal the IDs of keys this node issues now.
 

@@ -31,6 +31,8 @@ from trenza.kms.explain import Explain
 from trenza.kms.fill import Fill
 from trenza.kms.id_keys import IdKeyRing, lifetime_of
 from trenza.kms.ingest import Ingest
+from trenza.kms.issuing import Accept, Issuing
+from trenza.kms.journal import Journal
 from trenza.kms.levels import Levels
 from trenza.kms.notary import Notary
 from trenza.kms.pads import Pads
@@ -76,7 +78,8 @@ class Node:
         self.ingest = Ingest(ctx, self.pads)
         self.relays = Relays(ctx, self.pads)
         self.levels = Levels(ctx, self.pads)
-        self.pools = Pools(ctx)
+        self.journal = Journal(ctx)
+        self.pools = Pools(ctx, journal=self.journal)
         self.exchanges = Exchanges(ctx)
         self.id_keys = IdKeyRing(ctx)
         self.sessions = Sessions(
@@ -89,14 +92,26 @@ class Node:
         )
         self.demand = Demand(ctx, pools=self.pools)
         self.fill = Fill(ctx, pools=self.pools, exchanges=self.exchanges, relays=self.relays, levels=self.levels)
-        self.slots = Slots(ctx, sessions=self.sessions, id_keys=self.id_keys, pools=self.pools, demand=self.demand)
+        self.issuing = Issuing(
+            ctx,
+            sessions=self.sessions,
+            id_keys=self.id_keys,
+            pools=self.pools,
+            demand=self.demand,
+            journal=self.journal,
+        )
+        self.slots = Slots(ctx, id_keys=self.id_keys, pools=self.pools, journal=self.journal)
         self.waiting = WaitingKeys(ctx)
-        self.wrapped = Wrapped(ctx, slots=self.slots, waiting=self.waiting)
-        self.delivery = Delivery(ctx, slots=self.slots, wrapped=self.wrapped, waiting=self.waiting)
-        self.explain = Explain(ctx, id_keys=self.id_keys, slots=self.slots)
-        self.notary = Notary(ctx)
+        self.wrapped = Wrapped(ctx, issuing=self.issuing, slots=self.slots, waiting=self.waiting)
+        self.delivery = Delivery(
+            ctx, issuing=self.issuing, slots=self.slots, wrapped=self.wrapped, waiting=self.waiting
+        )
+        self.explain = Explain(ctx, id_keys=self.id_keys, slots=self.slots, journal=self.journal)
+        self.notary = Notary(ctx, journal=self.journal)
         self.sessions.on_new_life = self._drop_all
-        self.slots.on_low = self._restock
+        self.issuing.on_low = self._restock
+        self.issuing.on_short = self._refill
+        self.issuing.ask_window = self._ask_window
         self.wrapped.on_void = lambda: self.kick("voids")
         self.troubles: dict[str, str] = {}  # what each task last failed with, for people
         self._tasks: dict[Hashable, asyncio.Task[None]] = {}
@@ -113,6 +128,7 @@ class Node:
         await self._load_book(signed)
         await self.exchanges.load()
         await self.id_keys.load()
+        await self.journal.load()
         await self.pools.load()
         await self.ingest.load()
         await self.waiting.load()
@@ -136,6 +152,7 @@ class Node:
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
+                group.create_task(self.journal.run(), name="journal")
                 self._reconcile()
                 await asyncio.Event().wait()
         finally:
@@ -151,6 +168,7 @@ class Node:
             except TrenzaError:
                 self.ctx.counters["leaves_unheard"] += 1
         try:
+            await self.pools.release_reserved()
             await self.notary.sign()
         except TrenzaError:
             self.ctx.counters["checkpoints_missed"] += 1
@@ -303,21 +321,26 @@ class Node:
 
     async def _ask_windows(self, peer: NodeId) -> None:
         """Ask for windows of every kind of which too few slots are held."""
+        async with self.pools.pair(peer).asking:
+            for kind, slots in self.demand.windows_to_ask(peer):
+                await self._ask_window(peer, kind, slots)
+
+    async def _ask_window(self, peer: NodeId, kind: StrandKind, slots: int) -> None:
+        """Ask for a window of one kind and take it over."""
         ctx = self.ctx
-        for kind, slots in self.demand.windows_to_ask(peer):
-            oldest = max(0, ctx.clock.now() - nanoseconds(Seconds(float(kind.max_age_s))))
-            request = WindowRequest(
-                ctx.session(peer).id, kind.full, kind.max_hops, tuple(sorted(kind.relays)), oldest, slots
-            )
-            answer = await ctx.peers.call(peer, request, timeout=ctx.settings.call_timeout)
-            if not isinstance(answer, WindowAnswer):
-                raise RemoteProtocolError(f"node {peer} answered a window request with {type(answer).__name__}")
-            if not answer.grants:
-                accept = kind.acceptance(oldest=Nanoseconds(oldest))
-                await self.pools.write_off_ungrantable(peer, full=kind.full, accept=accept)
-            for segment in await self.pools.accept(peer, answer.grants):
-                if not self.fill.is_making(segment):
-                    await ctx.peers.call(peer, SegmentDrop(segment), timeout=ctx.settings.call_timeout)
+        oldest = max(0, ctx.clock.now() - nanoseconds(Seconds(float(kind.max_age_s))))
+        request = WindowRequest(
+            ctx.session(peer).id, kind.full, kind.max_hops, tuple(sorted(kind.relays)), oldest, slots
+        )
+        answer = await ctx.peers.call(peer, request, timeout=ctx.settings.call_timeout)
+        if not isinstance(answer, WindowAnswer):
+            raise RemoteProtocolError(f"node {peer} answered a window request with {type(answer).__name__}")
+        if not answer.grants:
+            accept = kind.acceptance(oldest=Nanoseconds(oldest))
+            await self.pools.write_off_ungrantable(peer, full=kind.full, accept=accept)
+        for segment in await self.pools.accept(peer, answer.grants):
+            if not self.fill.is_making(segment):
+                await ctx.peers.call(peer, SegmentDrop(segment), timeout=ctx.settings.call_timeout)
 
     async def _lead(self, peer: NodeId, *, fills: bool) -> bool:
         """Open the session when there is none, and fill what is wanted; one exchange at a time."""
@@ -374,6 +397,19 @@ class Node:
     def _restock(self, peer: NodeId) -> None:
         self.kick("beat", peer)
         self.kick("lead", peer)
+
+    def _refill(self, peer: NodeId, full: bool, accept: Accept) -> bool:
+        """Reserve slots in the background; tell whether there is one."""
+        if self._group is None:
+            return False
+        self._group.create_task(self._refilled(peer, full, accept), name=f"refill {peer}")
+        return True
+
+    async def _refilled(self, peer: NodeId, full: bool, accept: Accept) -> None:
+        try:
+            await self.issuing.refill(peer, full=full, accept=accept)
+        except TrenzaError:
+            self.ctx.counters["refills_failed"] += 1
 
     # --- answers
 

@@ -7,6 +7,7 @@ import msgspec
 from trenza.base.units import Seconds
 from trenza.core.chain import Checkpoint, sign_checkpoint
 from trenza.kms.context import Context
+from trenza.kms.journal import Journal
 from trenza.kms.ports import Put, Table
 
 _PREFIX = b"checkpoint:"
@@ -15,8 +16,9 @@ _PREFIX = b"checkpoint:"
 class Notary:
     """This node's checkpoints."""
 
-    def __init__(self, ctx: Context) -> None:
+    def __init__(self, ctx: Context, *, journal: Journal) -> None:
         self._ctx = ctx
+        self._journal = journal
         self._sequence = 0
         self._at = Seconds(0.0)
 
@@ -32,6 +34,7 @@ class Notary:
     async def sign(self) -> Checkpoint | None:
         """Sign and keep a checkpoint of the ledger as it stands; None where it is empty or signed already."""
         ctx = self._ctx
+        await self._journal.flush()
         head = await ctx.store.head()
         if head.sequence in {0, self._sequence}:
             return None

@@ -7,6 +7,7 @@ segment is in use (design decisions 6 to 10).
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,11 +17,12 @@ from trenza.base.names import NodeId
 from trenza.base.secret import Secret
 from trenza.base.units import Nanoseconds, Seconds, nanoseconds
 from trenza.core.keyid import WINDOWS_MAX
-from trenza.core.provenance import SegmentRecord
+from trenza.core.provenance import FORMAT_VERSION, DoubtfulRecord, SegmentRecord, ranges_of
 from trenza.core.segment import OpenSegment, SegmentFacts
 from trenza.core.window import HeldWindow, IssuerPool, IssuerWindow
 from trenza.kms import rows
 from trenza.kms.context import Context
+from trenza.kms.journal import Journal, doubtful_entry
 from trenza.kms.ports import Append, Change, Delete, DeletePrefix, Insert, Put, Table
 from trenza.wire.peer import StockMark, WindowGrant, WindowMark
 
@@ -49,14 +51,17 @@ class Pair:
     issuer: IssuerPool = field(default_factory=IssuerPool)
     held: dict[int, HeldWindow] = field(default_factory=dict)
     next_window: int = 0
+    reserving: asyncio.Lock = field(default_factory=asyncio.Lock)
+    asking: asyncio.Lock = field(default_factory=asyncio.Lock)  # one asks for windows at a time: grants have an order
     peer_stock: StockMark = field(default_factory=lambda: StockMark(0, 0, 0.0, 0.0))
 
 
 class Pools:
     """All pairs of this node."""
 
-    def __init__(self, ctx: Context) -> None:
+    def __init__(self, ctx: Context, *, journal: Journal) -> None:
         self._ctx = ctx
+        self._journal = journal
         self._pairs: dict[NodeId, Pair] = {}
 
     def pair(self, peer: NodeId) -> Pair:
@@ -78,12 +83,7 @@ class Pools:
         for key, value in await store.scan(Table.META, rows.WINDOWS):
             pair = self.pair(NodeId(key[len(rows.WINDOWS) :].decode()))
             pair.next_window = rows.decode(value, rows.WindowsRow).given
-        dropped = await store.scan(Table.WINDOW, rows.ISSUER)
-        for _, value in dropped:
-            last = rows.decode(value, rows.IssuerWindowRow)
-            self._ctx.counters["slots_given_up_at_start"] += last.first + last.count - last.next
-        if dropped:
-            await store.commit([DeletePrefix(Table.WINDOW, rows.ISSUER)])
+        doubtful = await self._doubtful_issues()
         for key, value in await store.scan(Table.WINDOW, rows.HOLDER):
             peer, rest = rows.split_peer(key[1:])
             self._load_held(peer, int.from_bytes(rest, "big"), rows.decode(value, rows.HeldWindowRow))
@@ -92,6 +92,39 @@ class Pools:
             window = self.pair(peer).held.get(int.from_bytes(rest[:4], "big"))
             if window is not None:
                 window.delivered.add(int.from_bytes(rest[4:], "big"))
+        doubtful += await self._doubtful_deliveries()
+        now = self._ctx.clock.now()
+        changes: list[Change] = [doubtful_entry(now, record) for record in doubtful]
+        if await store.scan(Table.WINDOW, rows.ISSUER):
+            changes.append(DeletePrefix(Table.WINDOW, rows.ISSUER))
+        if changes:
+            await store.commit(changes)
+
+    async def _doubtful_issues(self) -> list[DoubtfulRecord]:
+        """Return what the last incarnation may have issued without a record: reserved, and not in the ledger."""
+        found: list[DoubtfulRecord] = []
+        for key, value in await self._ctx.store.scan(Table.WINDOW, rows.ISSUER):
+            row = rows.decode(value, rows.IssuerWindowRow)
+            peer, rest = rows.split_peer(key[1:])
+            window = int.from_bytes(rest, "big")
+            recorded = await self._journal.recorded("issued", peer, window, row.segment)
+            missing = frozenset(range(row.first, row.next)) - recorded
+            self._ctx.counters["slots_given_up_at_start"] += row.count - len(recorded)
+            self._ctx.counters["slots_doubtful"] += len(missing)
+            found += _doubtful("issued", row.segment, peer, window, missing)
+        return found
+
+    async def _doubtful_deliveries(self) -> list[DoubtfulRecord]:
+        """Return what the last incarnation delivered, or was about to, without a record."""
+        found: list[DoubtfulRecord] = []
+        for peer, pair in self._pairs.items():
+            for window in pair.held.values():
+                if window.delivered:
+                    segment = window.facts.record.segment
+                    recorded = await self._journal.recorded("delivered", peer, window.number, segment)
+                    missing = window.delivered - recorded
+                    found += _doubtful("delivered", segment, peer, window.number, missing)
+        return found
 
     def _load_held(self, peer: NodeId, number: int, row: rows.HeldWindowRow) -> None:
         pair = self.pair(peer)
@@ -188,10 +221,12 @@ class Pools:
         for held in [window for window in pair.held.values() if window.facts is segment.facts]:
             changes += self._forget_held(segment.peer, held)
         await self._erase(segment)
+        await self._journal.flush()  # the rows say until then what may lack a record
         await self._ctx.store.commit(changes)
 
     def _forget_held(self, peer: NodeId, held: HeldWindow) -> list[Change]:
         del self.pair(peer).held[held.number]
+        self._journal.forget(peer, held.number)
         key = rows.window_key(rows.HOLDER, peer, held.number)
         return [Delete(Table.WINDOW, key), DeletePrefix(Table.DELIVERED, key[1:])]
 
@@ -220,6 +255,17 @@ class Pools:
             material = await self._ctx.sealer.unseal(sealed, associated=self._associated(segment))
             self._keep_open(segment, material)
         assert segment.open is not None
+        return segment.open
+
+    def open_segment(self, peer: NodeId, segment_id: bytes) -> OpenSegment:
+        """Return the strands of a segment that is open already, as that of every window in the issuer's pool is.
+
+        Raises:
+            UnavailableError: it is gone, or not open.
+        """
+        segment = self.pair(peer).segments.get(segment_id)
+        if segment is None or segment.open is None:
+            raise UnavailableError("the strands of this key are gone")
         return segment.open
 
     @staticmethod
@@ -263,7 +309,7 @@ class Pools:
             if not accept(segment.facts):
                 continue
             while missing > 0 and segment.ungranted:
-                count = min(missing, segment.ungranted, self._ctx.settings.window_slots)
+                count = min(missing, segment.ungranted)
                 held = HeldWindow(self._next_number(pair), segment.facts, segment.granted, count, now)
                 pair.held[held.number] = held
                 segment.granted += count
@@ -314,9 +360,9 @@ class Pools:
                 or grant.first + grant.count > segment.facts.record.slots
             ):
                 raise RemoteProtocolError(f"node {peer} granted slots that it had granted before")
-            window = IssuerWindow(grant.window, segment.facts, grant.first, grant.count, grant.first)
+            window = IssuerWindow(grant.window, segment.facts, grant.first, grant.count, grant.first, grant.first)
             segment.granted = grant.first + grant.count
-            row = rows.IssuerWindowRow(segment.id, window.first, window.count, window.next)
+            row = rows.IssuerWindowRow(segment.id, window.first, window.count, window.reserved)
             key = rows.window_key(rows.ISSUER, peer, window.number)
             await self._ctx.store.commit([Insert(Table.WINDOW, key, rows.encode(row)), self._segment_row(segment)])
             if not await self._opens(segment):
@@ -362,10 +408,56 @@ class Pools:
         if changes:
             await self._ctx.store.commit(changes)
 
-    def issuer_row(self, peer: NodeId, window: IssuerWindow) -> Put:
-        """Return the change that makes it durable how far `window` has been taken."""
-        row = rows.IssuerWindowRow(window.facts.record.segment, window.first, window.count, window.next)
+    async def reserve(
+        self, peer: NodeId, wanted: int, *, full: bool, slots: int = 1, accept: Callable[[SegmentFacts], bool]
+    ) -> int:
+        """Give slots up durably, by one commit, so that `wanted` of them can be taken without another.
+
+        Whoever waits meanwhile waits for the same commit. One whose outcome is unknown burns nothing: none of its
+        slots was used, and the next reservation says the same again.
+
+        Args:
+            peer: of the pair.
+            wanted: slots in hand, with those that are already.
+            full: with QKD strands or without.
+            slots: of one key.
+            accept: of the windows.
+
+        Returns:
+            The slots that came into hand; 0 where there were enough, or where there are no more.
+
+        Raises:
+            StoreUnavailableError: not now.
+        """
+        pair = self.pair(peer)
+        async with pair.reserving:
+            marks = pair.issuer.reservable(wanted, full=full, slots=slots, accept=accept)
+            if not marks:
+                return 0
+            await self._ctx.store.commit([self._issuer_row(peer, window, mark) for window, mark in marks])
+            won = 0
+            for window, mark in marks:
+                won += mark - window.reserved
+                window.reserved = mark
+            self._ctx.counters["slots_reserved"] += won
+            return won
+
+    @staticmethod
+    def _issuer_row(peer: NodeId, window: IssuerWindow, mark: int) -> Put:
+        """Return the change that gives up the slots of `window` below `mark`."""
+        row = rows.IssuerWindowRow(window.facts.record.segment, window.first, window.count, mark)
         return Put(Table.WINDOW, rows.window_key(rows.ISSUER, peer, window.number), rows.encode(row))
+
+    async def release_reserved(self) -> None:
+        """Issue nothing more in this life and forget the windows: what was issued is recorded, the rest never was."""
+        changes: list[Change] = []
+        for peer, pair in self._pairs.items():
+            for window in list(pair.issuer):
+                pair.issuer.remove(window.number)
+                changes.append(Delete(Table.WINDOW, rows.window_key(rows.ISSUER, peer, window.number)))
+        await self._journal.flush()
+        if changes:
+            await self._ctx.store.commit(changes)
 
     def marks(self, peer: NodeId) -> tuple[WindowMark, ...]:
         """Return how far this node has issued in each of its windows."""
@@ -464,6 +556,7 @@ class Pools:
             self._ctx.counters["slots_aged"] += aged.left
             changes.append(Delete(Table.WINDOW, rows.window_key(rows.ISSUER, peer, aged.number)))
         if changes:
+            await self._journal.flush()
             await self._ctx.store.commit(changes)
         for segment in list(pair.segments.values()):
             if segment.users or self._in_use(pair, segment):
@@ -480,11 +573,18 @@ class Pools:
             if window is None or window.left or mark.issued < window.count or len(mark.void) < len(window.void):
                 continue
             pair.issuer.remove(window.number)
+            self._journal.forget(peer, window.number)
             changes.append(Delete(Table.WINDOW, rows.window_key(rows.ISSUER, peer, window.number)))
         if changes:
+            await self._journal.flush()
             await self._ctx.store.commit(changes)
 
     @staticmethod
     def _in_use(pair: Pair, segment: Segment) -> bool:
         issuing = any(window.facts is segment.facts for window in pair.issuer)
         return issuing or any(window.facts is segment.facts for window in pair.held.values())
+
+
+def _doubtful(deed: str, segment: bytes, peer: NodeId, window: int, missing: Iterable[int]) -> list[DoubtfulRecord]:
+    ranges = ranges_of(missing)
+    return [DoubtfulRecord(FORMAT_VERSION, deed, segment, peer, window, ranges)] if ranges else []

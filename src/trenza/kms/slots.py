@@ -1,56 +1,36 @@
-"""From slots to keys: taking slots for new keys, and finding the slots that a key ID names.
+"""Fetching: finding the slots that a key ID names, and making the target's copy of the key, once.
 
-The heart of issuing without a round trip (design decision 9). Here a slot is taken, made durable, and only then
-braided. Who may ask is decided by `kms.deliver`; what a key for several targets needs is in `kms.wrap`.
+The other half of issuing without a round trip (`kms.issuing`; design decision 9). A delivery is durable before its
+key is braided. Who may ask is decided by `kms.deliver`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from itertools import groupby
 from uuid import UUID
 
-import msgspec
-
-from trenza.base.errors import (
-    ConflictError,
-    NotEnoughKeyError,
-    TrenzaError,
-    UnauthorisedError,
-    UnknownKeyError,
-)
+from trenza.base.errors import ConflictError, TrenzaError, UnauthorisedError, UnknownKeyError
 from trenza.base.names import NodeId
 from trenza.base.secret import Secret
-from trenza.base.units import Bits, Nanoseconds, Seconds, nanoseconds
-from trenza.core.binding import BindingInfo
+from trenza.base.units import NANOSECONDS_PER_SECOND, Bits, Nanoseconds, Seconds, nanoseconds
+from trenza.core.binding import KEY_ID_BYTES, BindingInfo
 from trenza.core.choice import StrandKind
-from trenza.core.combine import combine
 from trenza.core.delivery import DeliveredKey, KeyFacts
-from trenza.core.keyid import (
-    SIZE_MAX,
-    IdKeys,
-    KeyAddress,
-    pair_binding,
-    pair_handle,
-    read_key_id,
-    seal_key_id,
-    verify_key_id,
-)
+from trenza.core.keyid import KeyAddress, pair_binding, pair_handle, read_key_id, verify_key_id
+from trenza.core.plan import KeyPlan
 from trenza.core.policy import Policy, SaeEntry
-from trenza.core.provenance import FORMAT_VERSION, KeyRecord
 from trenza.core.recipe import Recipe, recipe_of_code
 from trenza.core.segment import SegmentFacts
-from trenza.core.strand import NO_EXCHANGE, Origin
-from trenza.core.window import HeldWindow, Take
+from trenza.core.strand import Origin
+from trenza.core.window import HeldWindow
 from trenza.kms.context import Context
-from trenza.kms.demand import Demand
 from trenza.kms.id_keys import IdKeyRing
+from trenza.kms.journal import Heading, Journal, Page
 from trenza.kms.pools import Pools
-from trenza.kms.ports import Append, Change, Insert, Table
+from trenza.kms.ports import Insert, Table
 from trenza.kms.rows import delivered_key
-from trenza.kms.sessions import Sessions
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +59,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The slots that a key ID names, reserved for one delivery."""
+    """The slots that a key ID names, held for one delivery."""
 
     key_id: UUID
     pair: Pair
@@ -103,128 +83,13 @@ class Owner:
 
 
 class Slots:
-    """Taking and finding slots of this node's pools."""
+    """Finding and delivering slots that other nodes have issued to this one."""
 
-    def __init__(self, ctx: Context, *, sessions: Sessions, id_keys: IdKeyRing, pools: Pools, demand: Demand) -> None:
+    def __init__(self, ctx: Context, *, id_keys: IdKeyRing, pools: Pools, journal: Journal) -> None:
         self._ctx = ctx
-        self._sessions = sessions
         self._id_keys = id_keys
         self._pools = pools
-        self._demand = demand
-        self.on_low: Callable[[NodeId], None] | None = None  # told when little is left to issue
-
-    # --- issuing
-
-    def available(self, pair: Pair, recipe: Recipe, size: Bits, accept: Callable[[SegmentFacts], bool]) -> int:
-        """Return how many keys could be issued now with `recipe`, under a live lease."""
-        peer = pair.target.node
-        if not self._sessions.has_lease(peer):
-            return 0
-        full = Origin.QKD in recipe.origins
-        return self._pools.pair(peer).issuer.available(full=full, slots=recipe.slots_for(size), accept=accept)
-
-    async def issue(
-        self,
-        pair: Pair,
-        recipe: Recipe,
-        *,
-        number: int,
-        size: Bits,
-        accept: Callable[[SegmentFacts], bool],
-        tls_group: str,
-    ) -> list[DeliveredKey]:
-        """Take slots for `number` keys, make that durable, then braid. Nothing leaves before the commit.
-
-        Raises:
-            NotEnoughKeyError: not enough slots, or no lease; nothing was taken.
-            StoreUnavailableError: the outcome of the commit is unknown; the slots are burnt and declared void.
-        """
-        if size > SIZE_MAX:
-            raise NotEnoughKeyError(f"a key ID names at most {SIZE_MAX} bits")
-        peer = pair.target.node
-        takes: list[Take] = []
-        if self._sessions.has_lease(peer):
-            full = Origin.QKD in recipe.origins
-            per_key = recipe.slots_for(size)
-            takes = self._pools.pair(peer).issuer.take(number, full=full, slots=per_key, accept=accept)
-        if not takes:
-            raise NotEnoughKeyError(f"fewer than {number} keys of recipe {recipe.name} can be issued now")
-        self._note_demand(peer, full=full, slots=number * per_key)
-        with self._pools.using(peer, (take.window.facts.record.segment for take in takes)):
-            try:
-                await self._ctx.store.commit(self._changes_of_issue(pair, recipe, size, takes, tls_group))
-            except BaseException:
-                self._burn(takes)
-                raise
-            keys = self._id_keys.issuing(peer)
-            return [await self._braid_taken(pair, recipe, size, take, keys) for take in takes]
-
-    def _note_demand(self, peer: NodeId, *, full: bool, slots: int) -> None:
-        self._demand.note_issued(peer, full=full, slots=slots)
-        little = self._ctx.settings.stock_target // 2
-        if self.on_low is not None and self._pools.pair(peer).issuer.available(full=full) < little:
-            self.on_low(peer)
-
-    def _changes_of_issue(
-        self, pair: Pair, recipe: Recipe, size: Bits, takes: Sequence[Take], tls_group: str
-    ) -> list[Change]:
-        peer = pair.target.node
-        now = self._ctx.clock.now()
-        changes: list[Change] = []
-        for number, group in groupby(takes, key=lambda take: take.window.number):
-            some = list(group)
-            window = some[0].window
-            changes.append(self._pools.issuer_row(peer, window))
-            slots = tuple(take.slot for take in some)
-            record = self._record(pair, recipe, size, peer, number, window.facts, slots, tls_group)
-            changes.append(self._entry(now, "issued", record))
-        return changes
-
-    def _record(
-        self,
-        pair: Pair,
-        recipe: Recipe,
-        size: Bits,
-        peer: NodeId,
-        window: int,
-        facts: SegmentFacts,
-        slots: tuple[int, ...],
-        tls_group: str,
-    ) -> KeyRecord:
-        return KeyRecord(
-            version=FORMAT_VERSION,
-            segment=facts.record.segment,
-            peer=peer,
-            window=window,
-            slots=slots,
-            initiator=pair.initiator.name,
-            target=pair.target.name,
-            recipe=recipe.name,
-            size=size,
-            policy=pair.policy.name,
-            policy_digest=pair.policy.digest,
-            tls_group=tls_group,
-            uncertainty=self._ctx.settings.clock_uncertainty,
-        )
-
-    @staticmethod
-    def _entry(now: Nanoseconds, kind: str, record: KeyRecord) -> Append:
-        terms = (f"segment:{record.segment.hex()}", window_term(NodeId(record.peer), record.window))
-        return Append(now, kind, msgspec.msgpack.encode(record), terms)
-
-    def _burn(self, takes: Iterable[Take]) -> None:
-        """Declare void what may or may not have been recorded: it is doubtful and is never used."""
-        for take in takes:
-            take.window.void.extend(range(take.slot, take.slot + take.slots))
-            self._ctx.counters["slots_doubtful"] += take.slots
-
-    async def _braid_taken(self, pair: Pair, recipe: Recipe, size: Bits, take: Take, keys: IdKeys) -> DeliveredKey:
-        address = KeyAddress(take.window.number, take.slot, pair.handle, size, recipe.code)
-        key_id = seal_key_id(address, keys, binding=pair.binding)
-        slots = range(take.slot, take.slot + take.slots)
-        key = await self._braid(pair.target.node, take.window.facts, pair, recipe, key_id, size, slots)
-        now = self._ctx.clock.now()
-        return DeliveredKey(key_id, key, self._facts(recipe, size, take.window.facts, now, pair.policy))
+        self._journal = journal
 
     # --- fetching
 
@@ -317,22 +182,17 @@ class Slots:
         Raises:
             UnknownKeyError: one was delivered before, as the store knows.
             StoreUnavailableError: the outcome is unknown; the keys are burnt.
+            UnavailableError: the store takes no records; nothing is burnt.
         """
-        changes: list[Change] = []
-        now = self._ctx.clock.now()
-        for one in found:
-            peer = one.pair.initiator.node
-            changes += [Insert(Table.DELIVERED, delivered_key(peer, one.window.number, slot)) for slot in one.slots]
-        for (number, recipe, size, _), group in groupby(
-            found, key=lambda one: (one.window.number, one.recipe, one.address.size, one.pair.policy.digest)
-        ):
-            some = list(group)
-            first = some[0]
-            peer = first.pair.initiator.node
-            slots = tuple(one.address.slot for one in some)
-            record = self._record(first.pair, recipe, size, peer, number, first.window.facts, slots, tls_group)
-            changes.append(self._entry(now, "delivered", record))
+        if self._journal.is_full:
+            self.release(found)
+            self._journal.refuse_if_full()
         peer = found[0].pair.initiator.node
+        changes = [
+            Insert(Table.DELIVERED, delivered_key(peer, one.window.number, slot))
+            for one in found
+            for slot in one.slots
+        ]
         with self._pools.using(peer, (one.window.facts.record.segment for one in found)):
             try:
                 await self._ctx.store.commit(changes)
@@ -341,60 +201,63 @@ class Slots:
             except TrenzaError:
                 self._ctx.counters["keys_doubtful"] += len(found)
                 raise
-            return [await self._braid_found(one) for one in found]
+            return [await self._braid_found(one, tls_group) for one in found]
 
-    async def _braid_found(self, one: Found) -> DeliveredKey:
-        peer, size = one.pair.initiator.node, one.address.size
-        key = await self._braid(peer, one.window.facts, one.pair, one.recipe, one.key_id, size, one.slots)
-        issued = one.window.heard_at(one.address.slot) or self._ctx.clock.now()
-        return DeliveredKey(one.key_id, key, self._facts(one.recipe, size, one.window.facts, issued, one.pair.policy))
+    async def _braid_found(self, one: Found, tls_group: str) -> DeliveredKey:
+        pair, facts, size = one.pair, one.window.facts, one.address.size
+        segment = await self._pools.opened(pair.initiator.node, facts.record.segment)
+        now = self._ctx.clock.now()
+        self._page(one, tls_group).note(one.address.slot, now)
+        key = KeyPlan(segment, binding_of(pair, one.recipe, size, facts)).key(one.address.slot, one.key_id.bytes)
+        issued = one.window.heard_at(one.address.slot) or now
+        return DeliveredKey(one.key_id, Secret(key), facts_of(one.recipe, size, facts, issued, pair.policy))
 
-    # --- both
-
-    async def _braid(
-        self,
-        peer: NodeId,
-        facts: SegmentFacts,
-        pair: Pair,
-        recipe: Recipe,
-        key_id: UUID,
-        size: Bits,
-        slots: range,
-    ) -> Secret:
-        segment = await self._pools.opened(peer, facts.record.segment)
-        bundles = [segment.bundle(slot, recipe.origins) for slot in slots]
-        try:
-            info = BindingInfo(
-                recipe=recipe,
-                initiator_node=pair.initiator.node,
-                target_node=pair.target.node,
-                initiator_sae=pair.initiator.name,
-                target_sae=pair.target.name,
-                key_id=key_id.bytes,
-                policy_digest=pair.policy.digest,
-                provenance_digest=facts.digest,
-                size=size,
+    def _page(self, one: Found, tls_group: str) -> Page:
+        return self._journal.page(
+            Heading(
+                "delivered",
+                one.pair.initiator.node,
+                one.window.number,
+                one.window.facts.record.segment,
+                one.pair.initiator.name,
+                one.pair.target.name,
+                one.recipe,
+                one.address.size,
+                one.pair.policy,
+                tls_group,
             )
-            transcript = segment.transcript if _uses_exchange(recipe) else NO_EXCHANGE
-            return combine(bundles, recipe=recipe, transcript=transcript, info=info, size=size)
-        finally:
-            for bundle in bundles:
-                bundle.wipe()
-
-    def _facts(
-        self, recipe: Recipe, size: Bits, facts: SegmentFacts, issued: Nanoseconds, policy: Policy
-    ) -> KeyFacts:
-        origins, strength = _origins_and_strength(recipe.code, size)
-        qkd = Origin.QKD in origins
-        return KeyFacts(
-            recipe=recipe.name,
-            origins=origins,
-            supply=facts.record.supply if qkd else None,
-            strength=strength,
-            hops=len(facts.record.hops) if qkd else 0,
-            created=Nanoseconds(facts.record.created),
-            expires=Nanoseconds(issued + nanoseconds(Seconds(float(policy.key_lifetime_s)))),
         )
+
+
+def binding_of(pair: Pair, recipe: Recipe, size: Bits, facts: SegmentFacts) -> BindingInfo:
+    """Return what keys of this pair out of this segment are bound to; the key ID is filled in for each."""
+    return BindingInfo(
+        recipe=recipe,
+        initiator_node=pair.initiator.node,
+        target_node=pair.target.node,
+        initiator_sae=pair.initiator.name,
+        target_sae=pair.target.name,
+        key_id=bytes(KEY_ID_BYTES),
+        policy_digest=pair.policy.digest,
+        provenance_digest=facts.digest,
+        size=size,
+    )
+
+
+def facts_of(recipe: Recipe, size: Bits, facts: SegmentFacts, issued: Nanoseconds, policy: Policy) -> KeyFacts:
+    """Return what applications are told of a key; it expires with a whole second, so that keys of one share this."""
+    origins, strength = _origins_and_strength(recipe.code, size)
+    qkd = Origin.QKD in origins
+    expires = issued + nanoseconds(Seconds(float(policy.key_lifetime_s)))
+    return KeyFacts(
+        recipe=recipe.name,
+        origins=origins,
+        supply=facts.record.supply if qkd else None,
+        strength=strength,
+        hops=len(facts.record.hops) if qkd else 0,
+        created=Nanoseconds(facts.record.created),
+        expires=Nanoseconds(expires // NANOSECONDS_PER_SECOND * NANOSECONDS_PER_SECOND),
+    )
 
 
 @lru_cache(maxsize=256)
@@ -402,12 +265,3 @@ def _origins_and_strength(code: int, size: Bits) -> tuple[tuple[Origin, ...], st
     """Return what every key of one recipe and size is told of; remembered, because it is told of every key."""
     recipe = recipe_of_code(code)
     return tuple(sorted(recipe.origins, key=lambda origin: origin.value)), str(recipe.strength(size))
-
-
-def _uses_exchange(recipe: Recipe) -> bool:
-    return not recipe.origins.isdisjoint({Origin.CLASSICAL, Origin.PQC})
-
-
-def window_term(peer: NodeId, number: int) -> str:
-    """Return the ledger term of one window."""
-    return f"window:{peer}:{number}"

@@ -36,6 +36,7 @@ from trenza.core.provenance import FORMAT_VERSION, WrapRecord
 from trenza.core.recipe import LOCAL, WRAPPED, Recipe
 from trenza.core.strand import Origin, worst_of
 from trenza.kms.context import Context
+from trenza.kms.issuing import Issuing
 from trenza.kms.ports import Change
 from trenza.kms.slots import Pair, Slots
 from trenza.kms.together import together
@@ -60,8 +61,9 @@ class Leg:
 class Wrapped:
     """The keys that this node draws, and those that others place here."""
 
-    def __init__(self, ctx: Context, *, slots: Slots, waiting: WaitingKeys) -> None:
+    def __init__(self, ctx: Context, *, issuing: Issuing, slots: Slots, waiting: WaitingKeys) -> None:
         self._ctx = ctx
+        self._issuing = issuing
         self._slots = slots
         self._waiting = waiting
         self._unheard_voids: dict[tuple[NodeId, bytes], Nanoseconds] = {}  # until when there is a point in it
@@ -142,7 +144,7 @@ class Wrapped:
         return braids
 
     async def _braid(self, leg: Leg, recipe: Recipe, size: Bits, wishes: Wishes, tls_group: str) -> DeliveredKey:
-        (braid,) = await self._slots.issue(
+        (braid,) = await self._issuing.issue(
             leg.pair,
             recipe,
             number=1,
@@ -150,7 +152,7 @@ class Wrapped:
             accept=acceptance(leg.pair.policy, wishes, now=self._ctx.clock.now()),
             tls_group=tls_group,
         )
-        return braid
+        return braid.delivered()
 
     async def _offer_all(
         self,

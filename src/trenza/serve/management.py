@@ -138,6 +138,7 @@ class ManagementDoor:
         return views.exposure(node, since, last, await self._node.explain.exposed(node, since=since, until=last))
 
     async def _ledger(self, query: Query) -> wire.Entries:
+        await self._node.journal.flush()  # the ledger as it stands has what is noted until now
         limit = min(max(_number(query, "limit", 1_000), 1), _MOST_ENTRIES)
         wanted = LedgerQuery(
             term=query.get("term"),

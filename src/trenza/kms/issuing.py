@@ -1,0 +1,265 @@
+"""Issuing: from reserved slots to fresh keys, in one go and without a commit (design decision 9, docs/adr/0018).
+
+Slots are given up durably ahead of need; a key is then made from memory, noted in the journal, and leaves. Only a
+request that finds nothing in hand waits: for one reservation, or for the far node to grant another window. Who may
+ask is decided by `kms.deliver`; what a key for several targets needs is in `kms.wrap`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+from uuid import UUID
+
+from trenza.base.errors import NotEnoughKeyError, TrenzaError
+from trenza.base.names import NodeId
+from trenza.base.secret import Secret
+from trenza.base.units import NANOSECONDS_PER_SECOND, Bits, Nanoseconds, Seconds, nanoseconds
+from trenza.core.binding import KEY_ID_BYTES
+from trenza.core.choice import StrandKind
+from trenza.core.delivery import DeliveredKey, KeyFacts
+from trenza.core.keyid import SIZE_MAX, SLOT_STEP, KeyAddress, KeyIdSeal
+from trenza.core.plan import KeyPlan
+from trenza.core.recipe import Recipe
+from trenza.core.segment import OpenSegment, SegmentFacts
+from trenza.core.window import IssuerWindow
+from trenza.kms.context import Context
+from trenza.kms.demand import Demand
+from trenza.kms.id_keys import IdKeyRing
+from trenza.kms.journal import Heading, Journal, Page
+from trenza.kms.pools import Pools
+from trenza.kms.sessions import Sessions
+from trenza.kms.slots import Pair, binding_of, facts_of
+
+Accept = Callable[[SegmentFacts], bool]
+
+_MOST_DESKS = 4_096
+_ATTEMPTS = 4  # reservations a request waits for, while others take what they brought
+
+
+class FreshKey(NamedTuple):
+    """A key that has just been made: it lives until its answer is written. Whoever holds it wipes it."""
+
+    number: int  # of its ID, a UUID
+    key: bytearray
+    facts: KeyFacts
+
+    def __repr__(self) -> str:
+        return f"<FreshKey {UUID(int=self.number)}>"
+
+    def delivered(self) -> DeliveredKey:
+        return DeliveredKey(UUID(int=self.number), Secret(self.key), self.facts)
+
+
+class Desk:
+    """Makes the keys of one pair, recipe and size out of one window: all that they have in common, computed once."""
+
+    __slots__ = ("_expires", "_facts", "_packed", "_page", "_plan", "_seal", "_told", "lifetime", "slots", "window")
+
+    def __init__(
+        self, window: IssuerWindow, plan: KeyPlan, seal: KeyIdSeal, page: Page, packed: int, told: _Told
+    ) -> None:
+        self.window = window
+        self.slots = plan.slots
+        self._plan = plan
+        self._seal = seal
+        self._page = page
+        self._packed = packed  # the address of the window's slot 0
+        self._told = told
+        self._expires = -1  # in seconds; keys of one second share their facts
+        self._facts: KeyFacts
+
+    def issue(self, slot: int, now: Nanoseconds) -> FreshKey:
+        """Make the key whose first slot is `slot`, which was taken for it, and note it."""
+        number = self._seal.of(self._packed + slot * SLOT_STEP)
+        key = self._plan.key(slot, number.to_bytes(KEY_ID_BYTES, "big"))
+        self._page.note(slot, now)
+        expires = (now + self._told.lifetime) // NANOSECONDS_PER_SECOND
+        if expires != self._expires:
+            self._expires = expires
+            self._facts = self._told.facts(Nanoseconds(now))
+        return FreshKey(number, key, self._facts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What applications are told of the keys of one desk."""
+
+    recipe: Recipe
+    size: Bits
+    segment: SegmentFacts
+    pair: Pair
+    lifetime: Nanoseconds
+
+    def facts(self, issued: Nanoseconds) -> KeyFacts:
+        return facts_of(self.recipe, self.size, self.segment, issued, self.pair.policy)
+
+
+class Issuing:
+    """This node's fresh keys."""
+
+    def __init__(
+        self,
+        ctx: Context,
+        *,
+        sessions: Sessions,
+        id_keys: IdKeyRing,
+        pools: Pools,
+        demand: Demand,
+        journal: Journal,
+    ) -> None:
+        self._ctx = ctx
+        self._sessions = sessions
+        self._id_keys = id_keys
+        self._pools = pools
+        self._demand = demand
+        self._journal = journal
+        self._desks: dict[tuple[IssuerWindow, Pair, int, Bits, str, bytes], Desk] = {}
+        self._refilling: set[tuple[NodeId, bool]] = set()
+        self.on_low: Callable[[NodeId], None] | None = None  # told when little is left to issue
+        self.on_short: Callable[[NodeId, bool, Accept], bool] | None = None  # told when little is left in hand
+        self.ask_window: Callable[[NodeId, StrandKind, int], Awaitable[None]] | None = None
+
+    def available(self, pair: Pair, recipe: Recipe, size: Bits, accept: Accept) -> int:
+        """Return how many keys could be issued now with `recipe`, under a live lease."""
+        peer = pair.target.node
+        if not self._sessions.has_lease(peer):
+            return 0
+        full = recipe.needs_qkd
+        return self._pools.pair(peer).issuer.available(full=full, slots=recipe.slots_for(size), accept=accept)
+
+    # --- at once
+
+    def issue_now(
+        self, pair: Pair, recipe: Recipe, *, number: int, size: Bits, accept: Accept, tls_group: str
+    ) -> list[FreshKey]:
+        """Issue `number` keys out of what is reserved, without waiting; none at all if that does not suffice.
+
+        Raises:
+            UnavailableError: the store takes no records, so nothing may be issued.
+        """
+        peer = pair.target.node
+        if size > SIZE_MAX or not self._sessions.has_lease(peer):
+            return []
+        self._journal.refuse_if_full()
+        full, per_key = recipe.needs_qkd, recipe.slots_for(size)
+        takes = self._pools.pair(peer).issuer.take(number, full=full, slots=per_key, accept=accept)
+        if not takes:
+            return []
+        now = self._ctx.clock.now()
+        keys: list[FreshKey] = []
+        try:
+            for take in takes:
+                desk = self.desk(pair, recipe, size, tls_group, take.window)
+                keys.append(desk.issue(take.slot, now))
+        except BaseException:
+            for key in keys:
+                key.key[:] = bytes(len(key.key))
+            raise
+        self.note_taken(peer, full=full, slots=number * per_key, accept=accept)
+        return keys
+
+    def desk(self, pair: Pair, recipe: Recipe, size: Bits, tls_group: str, window: IssuerWindow) -> Desk:
+        """Return the desk for a window that is in the pool."""
+        peer = pair.target.node
+        key = (window, pair, recipe.code, size, tls_group, self._id_keys.issues_under(peer))
+        desk = self._desks.get(key)
+        if desk is None:
+            if len(self._desks) >= _MOST_DESKS:
+                self._desks.clear()
+            segment = self._pools.open_segment(peer, window.facts.record.segment)
+            desk = self._desks[key] = self._new_desk(pair, recipe, size, tls_group, window, segment)
+        return desk
+
+    def _new_desk(
+        self, pair: Pair, recipe: Recipe, size: Bits, tls_group: str, window: IssuerWindow, segment: OpenSegment
+    ) -> Desk:
+        peer, facts = pair.target.node, window.facts
+        heading = Heading(
+            "issued",
+            peer,
+            window.number,
+            facts.record.segment,
+            pair.initiator.name,
+            pair.target.name,
+            recipe,
+            size,
+            pair.policy,
+            tls_group,
+        )
+        lifetime = nanoseconds(Seconds(float(pair.policy.key_lifetime_s)))
+        return Desk(
+            window,
+            KeyPlan(segment, binding_of(pair, recipe, size, facts)),
+            KeyIdSeal(self._id_keys.issuing(peer), pair.binding),
+            self._journal.page(heading),
+            KeyAddress(window.number, 0, pair.handle, size, recipe.code).pack(),
+            _Told(recipe, size, facts, pair, lifetime),
+        )
+
+    def note_taken(self, peer: NodeId, *, full: bool, slots: int, accept: Accept) -> None:
+        """Count demand, and see to it that the next request finds slots in hand."""
+        self._demand.note_issued(peer, full=full, slots=slots)
+        in_hand = self._pools.pair(peer).issuer.in_hand(full=full)
+        if in_hand < self._demand.chunk(peer, full=full) // 2:
+            self._ask_for_more(peer, full=full, accept=accept)
+
+    def _ask_for_more(self, peer: NodeId, *, full: bool, accept: Accept) -> None:
+        if self.on_short is not None and (peer, full) not in self._refilling and self.on_short(peer, full, accept):
+            self._refilling.add((peer, full))
+
+    # --- what must wait
+
+    async def issue(
+        self, pair: Pair, recipe: Recipe, *, number: int, size: Bits, accept: Accept, tls_group: str
+    ) -> list[FreshKey]:
+        """Issue `number` keys, waiting for a reservation, or for the far node's grant, where too little is in hand.
+
+        Raises:
+            NotEnoughKeyError: not enough slots, or no lease; nothing was taken.
+            StoreUnavailableError: the store confirms no reservation; nothing was taken.
+        """
+        if size > SIZE_MAX:
+            raise NotEnoughKeyError(f"a key ID names at most {SIZE_MAX} bits")
+        peer, full, per_key = pair.target.node, recipe.needs_qkd, recipe.slots_for(size)
+        for _ in range(_ATTEMPTS):
+            keys = self.issue_now(pair, recipe, number=number, size=size, accept=accept, tls_group=tls_group)
+            if keys:
+                return keys
+            if self.available(pair, recipe, size, accept) < number:
+                await self._get_window(pair, recipe, number=number, size=size, accept=accept)
+            if self.available(pair, recipe, size, accept) < number:
+                break
+            wanted = max(number * per_key, self._demand.chunk(peer, full=full))
+            await self._pools.reserve(peer, wanted, full=full, slots=per_key, accept=accept)
+        if self.on_low is not None:
+            self.on_low(peer)
+        raise NotEnoughKeyError(f"fewer than {number} keys of recipe {recipe.name} can be issued now")
+
+    async def _get_window(self, pair: Pair, recipe: Recipe, *, number: int, size: Bits, accept: Accept) -> None:
+        """Have the far node grant what is missing, where strands for it are in stock; one asks for all who wait."""
+        peer, full, per_key = pair.target.node, recipe.needs_qkd, recipe.slots_for(size)
+        if self.ask_window is None or not self._sessions.has_lease(peer):
+            return
+        kind = StrandKind.of(pair.policy, full=full)
+        async with self._pools.pair(peer).asking:
+            for _ in range(_ATTEMPTS):  # a grant ends with its segment, perhaps in the middle of a key
+                missing = number - self.available(pair, recipe, size, accept)
+                stock = self._pools.ungranted(peer, self._ctx.name, full=full, accept=accept)
+                if missing <= 0 or stock < missing * per_key:
+                    return
+                wanted = max(missing * per_key, self._ctx.settings.window_slots)
+                try:
+                    await self.ask_window(peer, kind, wanted)
+                except TrenzaError:  # whoever asked hears that there is too little
+                    return
+
+    async def refill(self, peer: NodeId, *, full: bool, accept: Accept) -> None:
+        """Reserve ahead of need, so that requests need not wait."""
+        try:
+            await self._pools.reserve(peer, self._demand.chunk(peer, full=full), full=full, accept=accept)
+        finally:
+            self._refilling.discard((peer, full))
+        if self.on_low is not None and self._demand.is_low(peer):
+            self.on_low(peer)

@@ -1,0 +1,262 @@
+"""The journal: which slots became which keys, written behind in batches.
+
+A key may leave before its record is durable, since what makes it unique is: its reserved slots, or its delivery mark.
+A crash therefore loses records of at most one batch and never a key's provenance, which is its segment's record; the
+next start names the slots in question in a "doubtful" entry. Memory is bounded: while the store takes nothing, notes
+gather up to a limit, and then nothing more is issued (docs/adr/0018-reserve-ahead-record-behind.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from trenza.base.errors import ConflictError, TrenzaError, UnavailableError
+from trenza.base.names import NodeId, SaeId
+from trenza.base.units import Bits, Nanoseconds
+from trenza.core.policy import Policy
+from trenza.core.provenance import KEY_RECORD_VERSION, DoubtfulRecord, KeyRecord
+from trenza.core.recipe import Recipe, recipe_named
+from trenza.kms.context import Context
+from trenza.kms.ports import Append, Change, Delete, Insert, LedgerQuery, Table
+
+SPAN: Final = Nanoseconds(10_000_000_000)
+"""The keys of one record are at most this far apart, so that a search by time need not look further back."""
+
+_BATCHES: Final = b"journal:"
+_DOUBTFUL: Final = "doubtful"
+
+
+@dataclass(frozen=True, slots=True)
+class Heading:
+    """What the keys of one record have in common."""
+
+    deed: str  # "issued" | "delivered"
+    peer: NodeId
+    window: int
+    segment: bytes
+    initiator: SaeId
+    target: SaeId
+    recipe: Recipe
+    size: Bits
+    policy: Policy
+    tls_group: str
+
+
+class Page:
+    """What is noted under one heading and not handed to the store yet."""
+
+    __slots__ = ("_journal", "heading", "slots", "times")
+
+    def __init__(self, journal: Journal, heading: Heading) -> None:
+        self._journal = journal
+        self.heading = heading
+        self.slots: list[int] = []
+        self.times: list[int] = []
+
+    def note(self, slot: int, now: Nanoseconds) -> None:
+        """Note that the key whose first slot is `slot` was issued or delivered now."""
+        if not self.slots:
+            self._journal.begin(self)
+        self.slots.append(slot)
+        self.times.append(now)
+        self._journal.count()
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    changes: Sequence[Change]
+    keys: int
+
+
+class Journal:
+    """The notes of one node on their way to its ledger."""
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+        self._noted: list[Page] = []
+        self._pages: dict[Heading, Page] = {}
+        self._pending = 0  # keys noted that are not known to be durable
+        self._batch: _Batch | None = None  # handed to the store, and not known to be durable
+        self._number = 0
+        self._last = b""
+        self._writing = asyncio.Lock()
+        self._has_notes = asyncio.Event()
+        self._is_large = asyncio.Event()
+
+    # --- noting
+
+    def page(self, heading: Heading) -> Page:
+        """Return the page of a heading; good to keep and to note on again and again."""
+        page = self._pages.get(heading)
+        if page is None:
+            page = self._pages[heading] = Page(self, heading)
+        return page
+
+    def forget(self, peer: NodeId, window: int) -> None:
+        """Keep no pages of a window that is over; what is noted on them is still written."""
+        for heading in [one for one in self._pages if (one.peer, one.window) == (peer, window)]:
+            del self._pages[heading]
+
+    def refuse_if_full(self) -> None:
+        """Raise UnavailableError while so much is unrecorded that nothing may be added."""
+        if self._pending >= self._ctx.settings.journal_records:
+            self._ctx.counters["journal_refusals"] += 1
+            raise UnavailableError("the store takes no records now; try again later")
+
+    @property
+    def is_full(self) -> bool:
+        return self._pending >= self._ctx.settings.journal_records
+
+    @property
+    def pending(self) -> int:
+        """Return how many keys are noted and not known to be recorded."""
+        return self._pending
+
+    def begin(self, page: Page) -> None:
+        """Take in a page on which the first note is about to be made."""
+        self._noted.append(page)
+        self._has_notes.set()
+
+    def count(self) -> None:
+        """Count one more note."""
+        self._pending += 1
+        if self._pending == self._ctx.settings.journal_batch:
+            self._is_large.set()
+
+    # --- writing
+
+    async def run(self) -> None:
+        """Write what is noted, some time behind, until cancelled."""
+        settings = self._ctx.settings
+        while True:
+            await self._has_notes.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(settings.journal_delay):
+                    await self._is_large.wait()
+            try:
+                await self.flush()
+            except TrenzaError:
+                await asyncio.sleep(settings.journal_delay)
+
+    async def flush(self) -> None:
+        """Return when all that was noted before the call is durable.
+
+        Raises:
+            StoreUnavailableError: the store did not confirm it; it stays noted and is written once, later.
+        """
+        if not self._pending:
+            return
+        async with self._writing:
+            if self._batch is not None:
+                await self._write(self._batch)
+            self._has_notes.clear()
+            self._is_large.clear()
+            if self._noted:
+                self._batch = self._cut()
+                await self._write(self._batch)
+
+    def _cut(self) -> _Batch:
+        """Make one batch of all notes; the pages are empty then."""
+        self._number += 1
+        name = _BATCHES + self._ctx.presence.nonce + self._number.to_bytes(8, "big")
+        changes: list[Change] = [Insert(Table.META, name)]
+        if self._last:
+            changes.append(Delete(Table.META, self._last))
+        self._last = name
+        keys = 0
+        noted, self._noted = self._noted, []
+        for page in noted:
+            keys += len(page.slots)
+            changes += self._entries(page)
+            page.slots, page.times = [], []
+        return _Batch(changes, keys)
+
+    async def _write(self, batch: _Batch) -> None:
+        try:
+            with contextlib.suppress(ConflictError):  # it was written when the store seemed to fail
+                await self._ctx.store.commit(batch.changes)
+        except TrenzaError:
+            self._ctx.counters["journal_writes_failed"] += 1
+            self._has_notes.set()  # it is tried again
+            raise
+        self._batch = None
+        self._pending -= batch.keys
+
+    def _entries(self, page: Page) -> Iterator[Append]:
+        heading, first = page.heading, 0
+        terms = (f"segment:{heading.segment.hex()}", window_term(heading.peer, heading.window))
+        while first < len(page.slots):
+            since = page.times[first]
+            stop = first + 1
+            while stop < len(page.slots) and 0 <= page.times[stop] - since <= SPAN:
+                stop += 1
+            times = tuple((time - since) // 1_000 for time in page.times[first:stop])
+            record = self._record(heading, tuple(page.slots[first:stop]), times)
+            yield Append(Nanoseconds(since), heading.deed, msgspec.msgpack.encode(record), terms)
+            first = stop
+
+    def _record(self, heading: Heading, slots: tuple[int, ...], times: tuple[int, ...]) -> KeyRecord:
+        return KeyRecord(
+            version=KEY_RECORD_VERSION,
+            segment=heading.segment,
+            peer=heading.peer,
+            window=heading.window,
+            slots=slots,
+            initiator=heading.initiator,
+            target=heading.target,
+            recipe=heading.recipe.name,
+            size=heading.size,
+            policy=heading.policy.name,
+            policy_digest=heading.policy.digest,
+            tls_group=heading.tls_group,
+            uncertainty=self._ctx.settings.clock_uncertainty,
+            times=times,
+        )
+
+    # --- at start
+
+    async def load(self) -> None:
+        """Find the last batch of the life before, whose marker the first batch of this one removes."""
+        found = await self._ctx.store.scan(Table.META, _BATCHES)
+        if found:
+            self._last = found[-1][0]
+
+    async def recorded(self, deed: str, peer: NodeId, window: int, segment: bytes) -> set[int]:
+        """Return the slots of a window that the ledger names, in a record of their keys or as doubtful."""
+        slots: set[int] = set()
+        term = window_term(peer, window)
+        for kind in (deed, _DOUBTFUL):
+            after = 0
+            while entries := await self._ctx.store.entries(LedgerQuery(term=term, kind=kind, after_sequence=after)):
+                after = entries[-1].sequence
+                for entry in entries:
+                    slots |= _slots_in(entry.body, kind, deed, segment)
+        return slots
+
+
+def doubtful_entry(time: Nanoseconds, record: DoubtfulRecord) -> Append:
+    """Return the ledger entry for slots of which nobody wrote down what became of them."""
+    terms = (f"segment:{record.segment.hex()}", window_term(NodeId(record.peer), record.window))
+    return Append(time, _DOUBTFUL, msgspec.msgpack.encode(record), terms)
+
+
+def _slots_in(body: bytes, kind: str, deed: str, segment: bytes) -> frozenset[int]:
+    if kind == _DOUBTFUL:
+        doubtful = msgspec.msgpack.decode(body, type=DoubtfulRecord)
+        return doubtful.slots if (doubtful.deed, doubtful.segment) == (deed, segment) else frozenset()
+    record = msgspec.msgpack.decode(body, type=KeyRecord)
+    if record.segment != segment:
+        return frozenset()
+    each = recipe_named(record.recipe).slots_for(Bits(record.size))
+    return frozenset(slot for first in record.slots for slot in range(first, first + each))
+
+
+def window_term(peer: NodeId, number: int) -> str:
+    """Return the ledger term of one window."""
+    return f"window:{peer}:{number}"
