@@ -1,4 +1,4 @@
-"""A backup of a node: what it remembers, and no key and no strand (docs/adr/0018-backups.md).
+"""A backup of a node: what it remembers, and no key and no strand (docs/adr/0017-backups.md).
 
 In a backup are the ledger, the node's and its peers' lives, the policy books, the signed checkpoints, and the keys
 that seal key IDs, so that keys of the past can be explained: these under the node key, in a keyring that holds
