@@ -150,7 +150,8 @@ def measured(
     network: Network, point: Point, beside: Network, floor: Constant, *, rounds: int, seconds: float
 ) -> Point:
     """Ask the three in turn."""
-    time.sleep(SETTLE_S)
+    for one in (network, beside):
+        one.nodes.wait_until_filled(HUB)
     idle = [measure.cpu_s(one.pid) for one in (network, beside)]
     time.sleep(seconds)
     point.idle_share, point.idle_share_beside = (

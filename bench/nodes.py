@@ -29,6 +29,7 @@ from trenza.wire.management import NodeStatus
 
 DEVICES = "devices"
 LOOK_EVERY_S = 0.2
+FILLED_AFTER_S = 1.0  # without a new slot
 
 
 class Files:
@@ -151,6 +152,20 @@ class Nodes:
             if time.monotonic() - began > START_DEADLINE_S:
                 raise SystemExit(f"node {node} had nothing to issue within {START_DEADLINE_S:.0f} s: see {self.log}")
             time.sleep(LOOK_EVERY_S)
+
+    def wait_until_filled(self, node: str) -> int:
+        """Wait until `node` fills nothing more by itself; return the slots that it has filled.
+
+        Raises:
+            SystemExit: it went on and on.
+        """
+        began, last = time.monotonic(), -1
+        while (filled := self.counters(node).get("slots_filled", 0)) != last:
+            if time.monotonic() - began > START_DEADLINE_S:
+                raise SystemExit(f"node {node} was still filling after {START_DEADLINE_S:.0f} s: see {self.log}")
+            last = filled
+            time.sleep(FILLED_AFTER_S)
+        return filled
 
     def counters(self, node: str) -> dict[str, int]:
         found = self.status(node)

@@ -137,13 +137,7 @@ def filling(stack: ExitStack, folder: Path) -> Filling:
     nodes = Nodes("filling", Files(hub_and(1), folder, stack, {"stock_target": FILL_SLOTS}), stack)
     nodes.wait_until_issuing(HUB, [FIRST])
     before, cpu, began = nodes.counters(HUB)["slots_filled"], measure.cpus_s(nodes.pids), time.perf_counter()
-    last = before
-    while True:
-        time.sleep(SETTLE_S)
-        filled = nodes.counters(HUB)["slots_filled"]
-        if filled == last:
-            break
-        last = filled
+    last = nodes.wait_until_filled(HUB)
     lasted = time.perf_counter() - began
     spent = {name: after - cpu[name] for name, after in measure.cpus_s(nodes.pids).items()}
     idle = measure.cpus_s(nodes.pids)

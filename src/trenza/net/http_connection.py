@@ -91,7 +91,7 @@ class HttpConnection(asyncio.Protocol):
     def _forget_message(self) -> None:
         self._url = b""
         self._headers: dict[bytes, bytes] = {}
-        self._header_bytes = 0
+        self._head_bytes = 0  # of the target and the fields
         self._body: list[bytes] = []
         self._body_bytes = 0
 
@@ -163,22 +163,23 @@ class HttpConnection(asyncio.Protocol):
 
     def on_url(self, url: bytes) -> None:
         self._url += url
-        if len(self._url) > self._limits.max_header_bytes:
+        self._head_bytes += len(url)
+        if self._head_bytes > self._limits.max_header_bytes:
             self._stop(414, "request target too long")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._in_head:
             return  # a trailer of a chunked body: none means anything to us
-        self._header_bytes += len(name) + len(value) + 4
-        if self._header_bytes + len(self._url) > self._limits.max_header_bytes:
+        self._head_bytes = head_bytes = self._head_bytes + len(name) + len(value) + 4
+        if head_bytes > self._limits.max_header_bytes:
             self._stop(431, "header fields too large")
-        key = name.lower()
-        if key not in self._headers:
-            self._headers[key] = value
+        key, headers = name.lower(), self._headers
+        if key not in headers:
+            headers[key] = value
         elif key == b"host":
             self._stop(400, "more than one host field")
         else:
-            self._headers[key] += b", " + value
+            headers[key] += b", " + value
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -188,10 +189,10 @@ class HttpConnection(asyncio.Protocol):
             self._stop(400, "HTTP version not supported")
         if version == "1.1" and b"host" not in headers:
             self._stop(400, "host field missing")
-        length = headers.get(b"content-length")
-        if length is not None and int(length) > self._limits.max_body_bytes:
+        length = int(headers.get(b"content-length", b"0"))
+        if length > self._limits.max_body_bytes:
             self._stop(413, "body too large")
-        has_body = (length is not None and int(length) > 0) or b"transfer-encoding" in headers
+        has_body = length > 0 or b"transfer-encoding" in headers
         if has_body and self._parser.should_upgrade():
             self._stop(400, "no protocol upgrade here")  # the parser would take the body for the other protocol
         if has_body and version == "1.1" and headers.get(b"expect", b"").lower() == b"100-continue":

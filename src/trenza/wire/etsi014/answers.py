@@ -23,8 +23,8 @@ from trenza.wire.etsi014.extensions import VENDOR_PREFIX
 from trenza.wire.etsi014.values import Error, Key, KeyExtension, Status
 
 _TIMES: Final = ("created", "expires")
-_LASTING: Final = ("recipe", "origins", "supply", "strength", "hops")
-_PREFIX: Final = VENDOR_PREFIX.encode()
+_SHARED: Final = ("recipe", "origins", "supply", "strength", "hops", "created")
+_EXPIRES: Final = f"{VENDOR_PREFIX}expires".encode()
 
 # --- written by a KME ----------------------------------------------------------------------------------------------
 
@@ -57,23 +57,27 @@ def encode_container(keys: Iterable[Key]) -> bytes:
 
 def _key_tail(extension: KeyExtension) -> bytes:
     """Return what follows the key's own text in its entry."""
-    lasting = _lasting_members(
-        extension.recipe, extension.origins, extension.supply, extension.strength, extension.hops
+    members = _shared_members(
+        extension.recipe,
+        extension.origins,
+        extension.supply,
+        extension.strength,
+        extension.hops,
+        extension.created,
     )
-    moments = [
-        b'"%b%b":"%b"' % (_PREFIX, name, rfc3339(moment).encode())
-        for name, moment in ((b"created", extension.created), (b"expires", extension.expires))
-        if moment is not None
-    ]
-    members = b",".join([lasting, *moments] if lasting else moments)
+    if extension.expires is not None:
+        comma = b"," if members else b""
+        members = b'%b%b"%b":"%b"' % (members, comma, _EXPIRES, rfc3339(extension.expires).encode())
     return b'","key_extension":{%b}}' % members if members else b'"}'
 
 
-@functools.lru_cache(maxsize=256)
-def _lasting_members(*values: object) -> bytes:
-    """Return the members that many keys share, without the braces; remembered."""
+@functools.lru_cache(maxsize=1024)
+def _shared_members(*values: Any) -> bytes:
+    """Return what all keys of one segment are told of, without the braces; remembered."""
     told = {
-        VENDOR_PREFIX + name: value for name, value in zip(_LASTING, values, strict=True) if value not in (None, ())
+        VENDOR_PREFIX + name: rfc3339(value) if name in _TIMES else value
+        for name, value in zip(_SHARED, values, strict=True)
+        if value not in (None, ())
     }
     return msgspec.json.encode(told)[1:-1]
 
