@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from trenza.base.errors import AuthenticationError, RemoteProtocolError, UnavailableError
+from trenza.base.errors import AuthenticationError, RemoteProtocolError, StoreUnavailableError, UnavailableError
 from trenza.base.names import NodeId
 from trenza.base.secret import Secret
 from trenza.base.units import Nanoseconds, Seconds, nanoseconds
@@ -384,6 +384,8 @@ class Pools:
         except AuthenticationError:
             self._ctx.counters["segments_unreadable"] += 1
             await self.drop_segment(segment)
+        except StoreUnavailableError:  # the disk or the node key's token is away for a while: the segment is sound
+            raise
         except UnavailableError:
             await self.drop_segment(segment)
         return self.pair(segment.peer).segments.get(segment.id) is segment
