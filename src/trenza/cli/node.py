@@ -17,12 +17,10 @@ import click
 
 from trenza.app.build import RunningNode, build_node
 from trenza.app.config import load_device_host_config, load_node_config
-from trenza.app.devices import build_devices
 from trenza.app.process import end_with_input, forbid_core_dumps, loop_factory, raise_file_limit
 from trenza.base.errors import TrenzaError, UnavailableError
 from trenza.base.names import NodeId
 from trenza.cli import suggest
-from trenza.cli.doors import Doors
 from trenza.cli.keeping import backup, make_key, restore
 from trenza.cli.options import FindSite, json_option, network_options
 from trenza.cli.output import show_json
@@ -69,6 +67,7 @@ def reload(node: str | None, find_site: FindSite, as_json: bool) -> None:
 
     Links come and go, new connections get the new certificates, settings and a newer policy book are followed.
     """
+    from trenza.cli.doors import Doors  # no node that starts waits for it
 
     async def ask() -> dict[NodeId, Reloaded | TrenzaError]:
         async with Doors(find_site().ready()) as doors:
@@ -124,6 +123,8 @@ async def _run_node(file: Path) -> None:
 
 
 async def _run_devices(file: Path) -> None:
+    from trenza.app.devices import build_devices  # no node that starts waits for it
+
     stop = asyncio.Event()
     stop_on_signals(stop)
     host = await build_devices(load_device_host_config(file))

@@ -13,12 +13,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from Crypto.Hash import KMAC128, KMAC256
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384
 from cryptography.hazmat.primitives.kdf.concatkdf import ConcatKDFHMAC
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+if TYPE_CHECKING:
+    from Crypto.Hash.KMAC128 import KMAC_Hash
 
 Octets: TypeAlias = bytes | bytearray | memoryview
 
@@ -43,9 +45,6 @@ class Kmac(Enum):
     KMAC256 = 48
 
 
-_KMAC = {Kmac.KMAC128: KMAC128, Kmac.KMAC256: KMAC256}
-
-
 def lv(value: Octets) -> bytes:
     """Return length-then-value: 4 bytes big-endian, then the bytes."""
     return len(value).to_bytes(4, "big") + value
@@ -68,7 +67,8 @@ def prf_hmac(hash_: Hash, secret: Octets, key: Octets, ma: Octets, mb: Octets) -
 
 def prf_kmac(kmac: Kmac, secret: Octets, key: Octets, ma: Octets, mb: Octets) -> bytes:
     """Mix `key` and both messages under `secret`, which is as long as the KMAC's strength asks (clause 7.3.3)."""
-    mac = _KMAC[kmac].new(key=bytes(secret), mac_len=kmac.value, data=cb_f(key, ma, mb))
+    mac = _new_kmac(kmac, bytes(secret), kmac.value)
+    mac.update(cb_f(key, ma, mb))
     return bytes(mac.digest())
 
 
@@ -88,10 +88,18 @@ def kdf_hmac(hash_: Hash, secret: Octets, label: bytes, context: bytes, length: 
 
 def kdf_kmac(kmac: Kmac, secret: Octets, label: bytes, context: bytes, length: int) -> bytearray:
     """Derive `length` bytes (at least 8) with one call of KMAC under the label (clause 7.4.4)."""
-    mac = _KMAC[kmac].new(key=label, mac_len=length, custom=b"KDF")
+    mac = _new_kmac(kmac, label, length, custom=b"KDF")
     for part in (_KMAC_COUNTER, secret, context):
         mac.update(part)
     return bytearray(mac.digest())
+
+
+def _new_kmac(kmac: Kmac, key: bytes, length: int, custom: bytes = b"") -> KMAC_Hash:
+    from Crypto.Hash import KMAC128, KMAC256  # a tenth of a node's start, and few nodes have a recipe that needs it
+
+    made = KMAC128 if kmac is Kmac.KMAC128 else KMAC256
+    mac: KMAC_Hash = made.new(key=key, mac_len=length, custom=custom)
+    return mac
 
 
 @dataclass(frozen=True, slots=True)
