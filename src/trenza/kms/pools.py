@@ -560,10 +560,12 @@ class Pools:
         if changes:
             await self._journal.flush()
             await self._ctx.store.commit(changes)
+        in_use = {window.facts.record.segment for window in (*pair.issuer, *pair.held.values())}
         for segment in list(pair.segments.values()):
-            if segment.users or self._in_use(pair, segment):
+            if segment.users or segment.id in in_use:
                 continue
-            if not segment.ungranted or segment.facts.record.created < oldest[segment.facts.full]:
+            over = not segment.ungranted or segment.facts.record.created < oldest[segment.facts.full]
+            if over and not self._in_use(pair, segment):  # a window may have come while another was dropped
                 await self.drop_segment(segment)
 
     async def retire_issued(self, peer: NodeId, told: Sequence[WindowMark]) -> None:
