@@ -11,8 +11,9 @@ except ModuleNotFoundError as error:
         "a store in PostgreSQL needs asyncpg, which is not installed: pip install 'trenza[postgres]'"
     ) from error
 
-FAILURES = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
-"""What a call to the server may end in, beside its answer."""
+FAILURES = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
+"""What a call to the server may end in, beside its answer. The driver calls it an internal error when the server had
+said goodbye and the call came before the end of the connection was seen."""
 
 LOST = (
     asyncpg.PostgresConnectionError,
@@ -20,6 +21,7 @@ LOST = (
     asyncpg.CrashShutdownError,
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
     ConnectionError,
 )
 """The connection is gone, for no reason that lies in what was asked."""

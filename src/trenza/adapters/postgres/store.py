@@ -11,11 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from trenza.adapters.postgres import schema
-from trenza.adapters.postgres.driver import FAILURES
 from trenza.adapters.postgres.group import Commit, Work, check
 from trenza.adapters.postgres.line import Line
 from trenza.adapters.postgres.reading import Reading, Standing
-from trenza.adapters.postgres.server import Server, reason
+from trenza.adapters.postgres.server import Server
 from trenza.adapters.postgres.transaction import Applied
 from trenza.adapters.postgres.writer import Writer
 from trenza.base.errors import FencedError, StoreUnavailableError
@@ -26,10 +25,16 @@ class PostgresStore:
     """Implements kms.ports.Store. Open it with `open`; whoever opened it closes it."""
 
     def __init__(
-        self, server: Server, standing: Standing, *, token: int, on_group: Callable[[int], None] | None
+        self,
+        server: Server,
+        reading: Reading,
+        standing: Standing,
+        *,
+        token: int,
+        on_group: Callable[[int], None] | None,
     ) -> None:
         self.server = server
-        self.reading = Reading(Line(server))
+        self.reading = reading
         self._writer = Writer(Line(server), on_applied=self._applied)
         self._counter = standing.counter
         self._token = token
@@ -53,19 +58,16 @@ class PostgresStore:
             StoreUnavailableError: no answer, or a server that would not keep what it acknowledges; says what to do.
             InvalidDocumentError: the schema is another program's, or a newer Trenza's.
         """
-        connection = await server.connect()
+        line = Line(server)
+        reading = Reading(line)
         try:
-            await schema.prepare(connection, server.settings.schema)
-        except FAILURES as error:
-            raise StoreUnavailableError(f"the tables cannot be made: {reason(error)}") from error
-        finally:
-            connection.terminate()
-        opening = Reading(Line(server))
-        try:
-            standing = await opening.standing()
-        finally:
-            await opening.close()
-        return cls(server, standing, token=token, on_group=on_group)
+            async with line.connection() as connection:
+                await schema.prepare(connection, server.settings.schema)
+            standing = await reading.standing()
+        except BaseException:
+            await reading.close()
+            raise
+        return cls(server, reading, standing, token=token, on_group=on_group)
 
     @property
     def token(self) -> int:
