@@ -87,6 +87,7 @@ def test_every_sealed_box_that_a_row_names_is_kept_and_every_other_erased(tmp_pa
                     Put(Table.LINK_BLOCK, b"block", rows.encode(block)),
                     Put(Table.SESSION, b"root\x01b", rows.encode(rows.RootRow(1, boxes[1], boxes[2]))),
                     Put(Table.SESSION, b"keys\x01bsession", rows.encode(rows.IdKeysRow(0, boxes[3]))),
+                    Put(Table.SEGMENT, b"segment", b""),
                     Put(Table.SEGMENT_BYTES, b"segment", rows.encode(boxes[4])),
                     Put(Table.WRAPPED, b"wrapped", rows.encode(wrapped)),
                 ]
