@@ -168,6 +168,8 @@ class HeldWindow:
     delivered: set[int] = field(default_factory=set)  # slots; includes those that a delivery under way has reserved
     void: set[int] = field(default_factory=set)
     marks: list[tuple[int, Nanoseconds]] = field(default_factory=list)  # (issued so far, when we heard it)
+    life: bytes = b""  # the nonce of the life it was given to
+    ceded: bool = False  # its issuer asked for it, in this life of ours; it gets the same answer if it asks again
 
     def mark(self, issued: int, now: Nanoseconds) -> None:
         """Note how far the issuer has come; going back is ignored."""
@@ -197,6 +199,20 @@ class HeldWindow:
     def release(self, slots: range) -> None:
         """Give back a reservation of which nothing was committed."""
         self.delivered.difference_update(slots)
+
+    def take_back(self, issued: int) -> tuple[int, int] | None:
+        """Take back the slots after the first `issued`, which the issuer says it never issued.
+
+        Returns:
+            The range that is free again; None where there is nothing, or where the word cannot be true: more was
+            told to be issued, one of the slots was delivered or declared void, or nothing is issued any more.
+        """
+        first, count = self.first + issued, self.count - issued
+        doubted = any(slot >= first for slot in (*self.delivered, *self.void))
+        if self.closed is not None or issued < self.issued or count <= 0 or doubted:
+            return None
+        self.count = issued
+        return first, count
 
     @property
     def spent(self) -> bool:

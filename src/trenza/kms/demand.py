@@ -8,7 +8,7 @@ is served without starving the others. Holds no strand and asks nobody.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from trenza.base.names import NodeId
 from trenza.base.units import Nanoseconds, Seconds, nanoseconds
@@ -37,6 +37,15 @@ class Want:
     stock: int  # slots there are
 
 
+@dataclass(frozen=True, slots=True)
+class Surplus:
+    """Slots that the peer could be granted, can do without, and this node is short of."""
+
+    kind: StrandKind
+    accept: Callable[[SegmentFacts], bool] = field(repr=False)
+    slots: int
+
+
 class Demand:
     """The demand on this node's pairs."""
 
@@ -46,6 +55,7 @@ class Demand:
         self._issued: dict[tuple[NodeId, bool], Flow] = {}
         self._kinds: dict[NodeId, tuple[StrandKind, ...]] = {}
         self._kinds_of_version = 0
+        self.floor_of: Callable[[NodeId], int] = lambda _peer: 0  # slots kept for higher classes (kms.shares)
 
     # --- kinds
 
@@ -143,6 +153,39 @@ class Demand:
             if held <= enough // 2:
                 asked.append((kind, enough - held))
         return asked
+
+    def surplus(self, peer: NodeId, *, wanted: int = 0) -> list[Surplus]:
+        """Return what had better change direction; nothing where nobody asks for keys.
+
+        This node is short when stock for its own direction, granted or not, is less than half of what it needs. The
+        peer keeps what it needs, and the floor of its higher classes. A part of a window is not worth a message,
+        unless it is all there is.
+
+        Args:
+            peer: of the pair.
+            wanted: slots that a request lacks right now.
+        """
+        found: list[Surplus] = []
+        for kind in self.kinds(peer):
+            seconds = self._seconds_of(self._rate_of(peer, self._ctx.name, kind))
+            if not seconds and not wanted:
+                continue
+            need = max(seconds, wanted, self._ctx.settings.window_slots)
+            stock = self._stock_of(peer, self._ctx.name, kind)
+            accept = self._accept(kind)
+            free = self._pools.ungranted(peer, peer, full=kind.full, accept=accept)
+            if not free or stock >= max(wanted, need // 2):
+                continue
+            kept = max(self._seconds_of(self._rate_of(peer, peer, kind)), self.floor_of(peer))
+            held = self._pools.unissued(peer, full=kind.full, accept=accept)
+            slots = min(need - stock, free - max(0, kept - held))
+            if slots >= min(free, self._ctx.settings.window_slots // 4):
+                found.append(Surplus(kind, accept, slots))
+        return found
+
+    def _seconds_of(self, rate: float) -> int:
+        settings = self._ctx.settings
+        return int(min(rate * settings.stock_seconds, _STOCK_MAX * settings.stock_target))
 
     # --- as the leader
 

@@ -120,6 +120,7 @@ class Issuing:
         self.on_low: Callable[[NodeId], None] | None = None  # told when little is left to issue
         self.on_short: Callable[[NodeId, bool, Accept], bool] | None = None  # told when little is left in hand
         self.ask_window: Callable[[NodeId, StrandKind, int], Awaitable[None]] | None = None
+        self.cede: Callable[[NodeId, int], Awaitable[int]] | None = None  # has slots change direction
 
     def available(self, pair: Pair, recipe: Recipe, size: Bits, accept: Accept) -> int:
         """Return how many keys could be issued now with `recipe`, under a live lease."""
@@ -238,7 +239,7 @@ class Issuing:
         raise NotEnoughKeyError(f"fewer than {number} keys of recipe {recipe.name} can be issued now")
 
     async def _get_window(self, pair: Pair, recipe: Recipe, *, number: int, size: Bits, accept: Accept) -> None:
-        """Have the far node grant what is missing, where strands for it are in stock; one asks for all who wait."""
+        """Have the far node grant what is missing, or cede it to this one; one asks for all who wait."""
         peer, full, per_key = pair.target.node, recipe.needs_qkd, recipe.slots_for(size)
         if self.ask_window is None or not self._sessions.has_lease(peer):
             return
@@ -247,11 +248,14 @@ class Issuing:
             for _ in range(_ATTEMPTS):  # a grant ends with its segment, perhaps in the middle of a key
                 missing = number - self.available(pair, recipe, size, accept)
                 stock = self._pools.ungranted(peer, self._ctx.name, full=full, accept=accept)
-                if missing <= 0 or stock < missing * per_key:
+                if missing <= 0:
                     return
                 wanted = max(missing * per_key, self._ctx.settings.window_slots)
                 try:
-                    await self.ask_window(peer, kind, wanted)
+                    if stock >= missing * per_key:
+                        await self.ask_window(peer, kind, wanted)
+                    elif self.cede is None or not await self.cede(peer, missing * per_key):
+                        return
                 except TrenzaError:  # whoever asked hears that there is too little
                     return
 

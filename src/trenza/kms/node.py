@@ -23,6 +23,7 @@ from trenza.core.choice import StrandKind
 from trenza.core.policy import SignedBook, open_book
 from trenza.core.recipe import LOCAL
 from trenza.kms import rows
+from trenza.kms.cede import Cedes
 from trenza.kms.context import Context
 from trenza.kms.deliver import Delivery
 from trenza.kms.demand import Demand
@@ -48,6 +49,7 @@ from trenza.wire.peer import (
     BlockOffer,
     BookAnswer,
     BookRequest,
+    Cede,
     Done,
     Hello,
     Knock,
@@ -59,6 +61,7 @@ from trenza.wire.peer import (
     SegmentDrop,
     SegmentOffer,
     WindowAnswer,
+    WindowMark,
     WindowRequest,
     WrapCommit,
     WrapOffer,
@@ -91,6 +94,7 @@ class Node:
             anchor=anchor,
         )
         self.demand = Demand(ctx, pools=self.pools)
+        self.cedes = Cedes(ctx, pools=self.pools, demand=self.demand)
         self.fill = Fill(ctx, pools=self.pools, exchanges=self.exchanges, relays=self.relays, levels=self.levels)
         self.issuing = Issuing(
             ctx,
@@ -112,6 +116,7 @@ class Node:
         self.issuing.on_low = self._restock
         self.issuing.on_short = self._refill
         self.issuing.ask_window = self._ask_window
+        self.issuing.cede = self.cedes.step
         self.wrapped.on_void = lambda: self.kick("voids")
         self.troubles: dict[str, str] = {}  # what each task last failed with, for people
         self._tasks: dict[Hashable, asyncio.Task[None]] = {}
@@ -161,14 +166,18 @@ class Node:
             await self.leave()
 
     async def leave(self) -> None:
-        """Tell every peer with a session that this node stops in good order, and sign a last checkpoint."""
-        for peer in sorted(self.ctx.sessions):
+        """Hand back to every peer with a session what was not issued, say farewell, and sign a last checkpoint."""
+        issued: dict[NodeId, tuple[WindowMark, ...]] = {}
+        try:
+            issued = await self.pools.release_reserved()
+        except TrenzaError:
+            self.ctx.counters["hand_backs_missed"] += 1
+        for peer, session in sorted(self.ctx.sessions.items()):
             try:
-                await self.ctx.peers.call(peer, Leave(), timeout=Seconds(1.0))
+                await self.ctx.peers.call(peer, Leave(session.id, issued.get(peer, ())), timeout=Seconds(1.0))
             except TrenzaError:
                 self.ctx.counters["leaves_unheard"] += 1
         try:
-            await self.pools.release_reserved()
             await self.notary.sign()
         except TrenzaError:
             self.ctx.counters["checkpoints_missed"] += 1
@@ -310,6 +319,7 @@ class Node:
         await self._ask_windows(peer)
         max_age = {full: self.demand.max_age(peer, full=full) for full in (True, False)}
         await self.pools.tidy(peer, key_lifetime=lifetime_of(ctx), max_age=max_age)
+        await self.cedes.step(peer)
         return False
 
     async def _fetch_book(self, peer: NodeId) -> None:
@@ -428,7 +438,7 @@ class Node:
                 if not self.sessions.has_lease(peer):
                     self.kick("beat", peer)  # the peer has the session too, and will answer with a lease
                 return answer
-            case WindowRequest() | SegmentOffer() | WrapOffer() if peer not in self.partners():
+            case WindowRequest() | Cede() | SegmentOffer() | WrapOffer() if peer not in self.partners():
                 raise UnauthorisedError("the policy book lets no pair of these two nodes share keys")
             case WindowRequest():
                 return await self._granted(peer, message)
@@ -464,7 +474,10 @@ class Node:
                 answer = await self.sessions.handle_knock(peer, message)
                 self.kick("lead", peer)
                 return answer
+            case Cede():
+                return await self.cedes.handle(peer, message)
             case Leave():
+                await self.cedes.take_back(peer, message)
                 self.sessions.note_leave(peer)
                 return Done()
             case BookRequest():

@@ -12,13 +12,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from trenza.base.errors import AuthenticationError, RemoteProtocolError, StoreUnavailableError, UnavailableError
+from trenza.base.errors import (
+    AuthenticationError,
+    ConflictError,
+    RemoteProtocolError,
+    StoreUnavailableError,
+    UnavailableError,
+)
 from trenza.base.names import NodeId
 from trenza.base.secret import Secret
 from trenza.base.units import Nanoseconds, Seconds, nanoseconds
 from trenza.core.keyid import WINDOWS_MAX
 from trenza.core.provenance import FORMAT_VERSION, DoubtfulRecord, SegmentRecord, ranges_of
 from trenza.core.segment import OpenSegment, SegmentFacts
+from trenza.core.slot_set import SlotSet
 from trenza.core.window import HeldWindow, IssuerPool, IssuerWindow
 from trenza.kms import rows
 from trenza.kms.context import Context
@@ -34,13 +41,23 @@ class Segment:
     id: bytes
     peer: NodeId
     facts: SegmentFacts
-    granted: int = 0
-    users: int = 0  # stories that need the open strands right now
+    mine: SlotSet  # slots that this node may still grant to the peer, or cede to itself
+    theirs: SlotSet  # slots that it has not seen given to anybody: it may be granted these, or asked to hold them
+    users: int = 0  # stories that need it right now
     open: OpenSegment | None = None
 
+    @staticmethod
+    def fresh(peer: NodeId, facts: SegmentFacts, *, granted: int = 0) -> Segment:
+        """Return a segment of which its holder has granted so many slots, and nothing was ceded."""
+        rest = SlotSet.of(granted, facts.record.slots - granted)
+        issues = facts.record.issuer != peer
+        mine, theirs = (SlotSet(), rest) if issues else (rest, SlotSet())
+        return Segment(facts.record.segment, peer, facts, mine, theirs)
+
     @property
-    def ungranted(self) -> int:
-        return self.facts.record.slots - self.granted
+    def unused(self) -> int:
+        """Return the slots that may still become somebody's to issue."""
+        return len(self.mine) + len(self.theirs)
 
 
 @dataclass(slots=True)
@@ -79,7 +96,10 @@ class Pools:
         for key, value in await store.scan(Table.SEGMENT):
             row = rows.decode(value, rows.SegmentRow)
             peer = NodeId(row.peer)
-            self.pair(peer).segments[key] = Segment(key, peer, SegmentFacts.of(row.record), row.granted)
+            segment = Segment.fresh(peer, SegmentFacts.of(row.record), granted=row.granted)
+            if row.mine is not None and row.theirs is not None:
+                segment.mine, segment.theirs = SlotSet(row.mine), SlotSet(row.theirs)
+            self.pair(peer).segments[key] = segment
         for key, value in await store.scan(Table.META, rows.WINDOWS):
             pair = self.pair(NodeId(key[len(rows.WINDOWS) :].decode()))
             pair.next_window = rows.decode(value, rows.WindowsRow).given
@@ -134,6 +154,7 @@ class Pools:
         closed = None if row.closed is None else Nanoseconds(row.closed)
         held = HeldWindow(number, segment.facts, row.first, row.count, Nanoseconds(row.granted), row.issued, closed)
         held.void.update(row.void)
+        held.life = row.life
         if row.issued:
             held.marks.append((row.issued, self._ctx.clock.now()))
         pair.held[number] = held
@@ -148,27 +169,28 @@ class Pools:
     async def keep_only(self, peer: NodeId, segments: Iterable[bytes], *, peer_is_whole: bool = False) -> None:
         """Drop the segments of a pair that the other end does not hold, with their windows.
 
-        A peer in the epoch that we know has only finished with a segment that it issued from: the keys of its
-        windows can be fetched in their time, and no further window of it is granted.
+        A peer in the epoch that we know has only finished with a segment: the keys it issued can be fetched in their
+        time, and no further window of it is granted or issued from.
         """
         keep = frozenset(segments)
         pair = self.pair(peer)
         for segment in [one for one in pair.segments.values() if one.id not in keep]:
             held = any(window.facts is segment.facts for window in pair.held.values())
-            if peer_is_whole and held and segment.facts.record.issuer == peer:
+            if peer_is_whole and held:
                 await self._finish(segment)
             else:
                 await self.drop_segment(segment)
 
     async def _finish(self, segment: Segment) -> None:
-        """Close a segment that its issuer holds no more; keys issued from it stay to be fetched until they expire."""
-        segment.granted = segment.facts.record.slots
-        changes: list[Change] = [self._segment_row(segment)]
+        """Close a segment that the peer holds no more; keys it issued of it stay to be fetched until they expire."""
+        segment.mine = segment.theirs = SlotSet()
+        changes: list[Change] = [self.segment_row(segment), *self._drop_issuing(segment)]
         now = self._ctx.clock.now()
         for window in self.pair(segment.peer).held.values():
             if window.facts is segment.facts and window.closed is None:
                 window.closed = now
-                changes.append(self._held_row(segment.peer, window))
+                changes.append(self.held_row(segment.peer, window))
+        await self._journal.flush()
         await self._ctx.store.commit(changes)
 
     def renew_incarnation(self, peer: NodeId) -> None:
@@ -186,12 +208,12 @@ class Pools:
     async def add_segment(self, peer: NodeId, encoded: bytes, material: Secret) -> None:
         """Make a segment that both ends have compared durable and issuable. The material stays the caller's."""
         facts = SegmentFacts.of(encoded)
-        segment = Segment(facts.record.segment, peer, facts)
+        segment = Segment.fresh(peer, facts)
         sealed = await self._ctx.sealer.seal(material, associated=self._associated(segment))
         try:
             await self._ctx.store.commit(
                 [
-                    Insert(Table.SEGMENT, segment.id, rows.encode(rows.SegmentRow(peer, encoded, 0))),
+                    Insert(Table.SEGMENT, segment.id, self.segment_row(segment).value),
                     Insert(Table.SEGMENT_BYTES, segment.id, rows.encode(rows.SealedRow.of(sealed))),
                     self._ledger_entry(facts.record, encoded),
                 ]
@@ -215,16 +237,23 @@ class Pools:
         if pair.segments.pop(segment.id, None) is None:
             return
         changes: list[Change] = [Delete(Table.SEGMENT, segment.id), Delete(Table.SEGMENT_BYTES, segment.id)]
-        for issuer in [window for window in pair.issuer if window.facts is segment.facts]:
-            pair.issuer.remove(issuer.number)
-            changes.append(Delete(Table.WINDOW, rows.window_key(rows.ISSUER, segment.peer, issuer.number)))
+        changes += self._drop_issuing(segment)
         for held in [window for window in pair.held.values() if window.facts is segment.facts]:
-            changes += self._forget_held(segment.peer, held)
+            changes += self.forget_held(segment.peer, held)
         await self._erase(segment)
         await self._journal.flush()  # the rows say until then what may lack a record
         await self._ctx.store.commit(changes)
 
-    def _forget_held(self, peer: NodeId, held: HeldWindow) -> list[Change]:
+    def _drop_issuing(self, segment: Segment) -> list[Change]:
+        """Let go of the windows of a segment that this node issues from."""
+        pair = self.pair(segment.peer)
+        changes: list[Change] = []
+        for window in [one for one in pair.issuer if one.facts is segment.facts]:
+            pair.issuer.remove(window.number)
+            changes.append(Delete(Table.WINDOW, rows.window_key(rows.ISSUER, segment.peer, window.number)))
+        return changes
+
+    def forget_held(self, peer: NodeId, held: HeldWindow) -> list[Change]:
         del self.pair(peer).held[held.number]
         self._journal.forget(peer, held.number)
         key = rows.window_key(rows.HOLDER, peer, held.number)
@@ -300,30 +329,35 @@ class Pools:
         pair = self.pair(peer)
         grants: list[WindowGrant] = []
         changes: list[Change] = []
-        now = self._ctx.clock.now()
         missing = slots
         for segment in pair.segments.values():
-            record = segment.facts.record
-            if record.issuer != peer or segment.facts.full is not full or not segment.ungranted:
-                continue
-            if not accept(segment.facts):
-                continue
-            while missing > 0 and segment.ungranted:
-                count = min(missing, segment.ungranted)
-                held = HeldWindow(self._next_number(pair), segment.facts, segment.granted, count, now)
-                pair.held[held.number] = held
-                segment.granted += count
-                missing -= count
-                row = rows.encode(rows.HeldWindowRow(segment.id, held.first, count, now, 0, None, ()))
-                changes.append(Insert(Table.WINDOW, rows.window_key(rows.HOLDER, peer, held.number), row))
-                grants.append(WindowGrant(held.number, segment.id, held.first, count))
-            changes.append(self._segment_row(segment))
             if missing <= 0:
                 break
+            if segment.facts.full is not full or not segment.mine or not accept(segment.facts):
+                continue
+            while missing > 0 and segment.mine:
+                first, count = segment.mine.lowest(missing)
+                segment.mine = segment.mine.without(first, count)
+                missing -= count
+                grants.append(grant_of(self.hold(segment, first, count, changes)))
+            changes.append(self.segment_row(segment))
         if changes:
-            given = rows.WindowsRow(pair.next_window)
-            await self._ctx.store.commit([*changes, Put(Table.META, rows.windows_key(peer), rows.encode(given))])
+            await self._ctx.store.commit([*changes, self.numbers_row(peer)])
         return tuple(grants)
+
+    def hold(self, segment: Segment, first: int, count: int, changes: list[Change]) -> HeldWindow:
+        """Make a window for the peer to issue from; it counts when `changes` and the numbers given are durable."""
+        pair = self.pair(segment.peer)
+        session = self._ctx.sessions.get(segment.peer)
+        held = HeldWindow(self._next_number(pair), segment.facts, first, count, self._ctx.clock.now())
+        held.life = b"" if session is None else session.theirs.nonce
+        pair.held[held.number] = held
+        row = self.held_row(segment.peer, held)
+        changes.append(Insert(Table.WINDOW, row.key, row.value))
+        return held
+
+    def numbers_row(self, peer: NodeId) -> Put:
+        return Put(Table.META, rows.windows_key(peer), rows.encode(rows.WindowsRow(self.pair(peer).next_window)))
 
     @staticmethod
     def _next_number(pair: Pair) -> int:
@@ -336,8 +370,11 @@ class Pools:
         pair.next_window = (number + 1) % WINDOWS_MAX
         return number
 
-    def _segment_row(self, segment: Segment) -> Put:
-        row = rows.SegmentRow(segment.peer, segment.facts.encoded, segment.granted)
+    @staticmethod
+    def segment_row(segment: Segment, *, mine: SlotSet | None = None) -> Put:
+        """Return the change that makes durable which slots are in whose gift; `mine`, where they will be others."""
+        ranges = (segment.mine if mine is None else mine).ranges
+        row = rows.SegmentRow(segment.peer, segment.facts.encoded, 0, ranges, segment.theirs.ranges)
         return Put(Table.SEGMENT, segment.id, rows.encode(row))
 
     async def accept(self, peer: NodeId, grants: Sequence[WindowGrant]) -> list[bytes]:
@@ -353,26 +390,33 @@ class Pools:
             if segment is None:
                 unknown.append(grant.segment)
                 continue
-            if (
-                segment.facts.record.issuer != self._ctx.name
-                or grant.first < segment.granted
-                or grant.count < 1
-                or grant.first + grant.count > segment.facts.record.slots
-            ):
+            if not segment.theirs.covers(grant.first, grant.count):
                 raise RemoteProtocolError(f"node {peer} granted slots that it had granted before")
-            window = IssuerWindow(grant.window, segment.facts, grant.first, grant.count, grant.first, grant.first)
-            segment.granted = grant.first + grant.count
-            row = rows.IssuerWindowRow(segment.id, window.first, window.count, window.reserved)
-            key = rows.window_key(rows.ISSUER, peer, window.number)
-            await self._ctx.store.commit([Insert(Table.WINDOW, key, rows.encode(row)), self._segment_row(segment)])
-            if not await self._opens(segment):
+            segment.theirs = segment.theirs.without(grant.first, grant.count)
+            if not await self.take_over(segment, grant):
                 unknown.append(segment.id)
-                continue
-            try:
-                pair.issuer.add(window)
-            except ValueError as error:
-                raise RemoteProtocolError(f"node {peer}: {error}") from None
         return unknown
+
+    async def take_over(self, segment: Segment, grant: WindowGrant) -> bool:
+        """Make a window to issue from durable and usable; tell whether its strands could be opened.
+
+        Raises:
+            RemoteProtocolError: a window of that number is held already: the peer has gone back in time.
+        """
+        peer = segment.peer
+        window = IssuerWindow(grant.window, segment.facts, grant.first, grant.count, grant.first, grant.first)
+        row = self._issuer_row(peer, window, window.reserved)
+        try:
+            await self._ctx.store.commit([Insert(Table.WINDOW, row.key, row.value), self.segment_row(segment)])
+        except ConflictError:
+            raise RemoteProtocolError(f"node {peer} gave a window a number that it had given before") from None
+        if not await self._opens(segment):
+            return False
+        try:
+            self.pair(peer).issuer.add(window)
+        except ValueError as error:
+            raise RemoteProtocolError(f"node {peer}: {error}") from None
+        return True
 
     async def _opens(self, segment: Segment) -> bool:
         """Open a segment before the first key needs it; one that cannot be opened is dropped.
@@ -401,12 +445,11 @@ class Pools:
         oldest = self._ctx.clock.now() - patience
         changes: list[Change] = []
         for segment in self.pair(peer).segments.values():
-            record = segment.facts.record
-            mine = record.issuer == self._ctx.name and segment.facts.full is full
-            if mine and segment.ungranted and record.created < oldest and accept(segment.facts):
-                self._ctx.counters["slots_ungrantable"] += segment.ungranted
-                segment.granted = record.slots
-                changes.append(self._segment_row(segment))
+            facts = segment.facts
+            if segment.theirs and facts.full is full and facts.record.created < oldest and accept(facts):
+                self._ctx.counters["slots_ungrantable"] += len(segment.theirs)
+                segment.theirs = SlotSet()
+                changes.append(self.segment_row(segment))
         if changes:
             await self._ctx.store.commit(changes)
 
@@ -450,16 +493,26 @@ class Pools:
         row = rows.IssuerWindowRow(window.facts.record.segment, window.first, window.count, mark)
         return Put(Table.WINDOW, rows.window_key(rows.ISSUER, peer, window.number), rows.encode(row))
 
-    async def release_reserved(self) -> None:
-        """Issue nothing more in this life and forget the windows: what was issued is recorded, the rest never was."""
+    async def release_reserved(self) -> dict[NodeId, tuple[WindowMark, ...]]:
+        """Issue nothing more in this life, and give up durably what was not issued; it may be granted again.
+
+        Returns:
+            How far each window was issued, by the node that granted it, which is to be told.
+        """
+        told: dict[NodeId, tuple[WindowMark, ...]] = {}
         changes: list[Change] = []
         for peer, pair in self._pairs.items():
+            told[peer] = self.marks(peer)
             for window in list(pair.issuer):
+                segment = pair.segments[window.facts.record.segment]
+                segment.theirs = segment.theirs.with_range(window.next, window.left)
                 pair.issuer.remove(window.number)
                 changes.append(Delete(Table.WINDOW, rows.window_key(rows.ISSUER, peer, window.number)))
+                changes.append(self.segment_row(segment))
         await self._journal.flush()
         if changes:
             await self._ctx.store.commit(changes)
+        return told
 
     def marks(self, peer: NodeId) -> tuple[WindowMark, ...]:
         """Return how far this node has issued in each of its windows."""
@@ -479,7 +532,7 @@ class Pools:
             window.mark(mark.issued, now)
             inside = range(window.first, window.first + window.count)
             window.void.update(slot for slot in mark.void if slot in inside and slot not in window.delivered)
-            changes.append(self._held_row(peer, window))
+            changes.append(self.held_row(peer, window))
         if changes:
             await self._ctx.store.commit(changes)
 
@@ -491,10 +544,10 @@ class Pools:
         for window in self.pair(peer).held.values():
             if window.closed is None and window.number not in known and now - window.granted > patience:
                 window.closed = now
-                changes.append(self._held_row(peer, window))
+                changes.append(self.held_row(peer, window))
         return changes
 
-    def _held_row(self, peer: NodeId, window: HeldWindow) -> Put:
+    def held_row(self, peer: NodeId, window: HeldWindow) -> Put:
         row = rows.HeldWindowRow(
             window.facts.record.segment,
             window.first,
@@ -503,6 +556,7 @@ class Pools:
             window.issued,
             window.closed,
             tuple(sorted(window.void)),
+            window.life,
         )
         return Put(Table.WINDOW, rows.window_key(rows.HOLDER, peer, window.number), rows.encode(row))
 
@@ -515,13 +569,11 @@ class Pools:
     def ungranted(
         self, peer: NodeId, issuer: NodeId, *, full: bool, accept: Callable[[SegmentFacts], bool] | None = None
     ) -> int:
-        """Return the slots of one direction's ready segments that no window covers yet."""
+        """Return the slots of ready segments that the other node may still grant to `issuer`."""
         return sum(
-            segment.ungranted
+            len(segment.mine if issuer == peer else segment.theirs)
             for segment in self.pair(peer).segments.values()
-            if segment.facts.record.issuer == issuer
-            and segment.facts.full is full
-            and (accept is None or accept(segment.facts))
+            if segment.facts.full is full and (accept is None or accept(segment.facts))
         )
 
     def unissued(self, peer: NodeId, *, full: bool, accept: Callable[[SegmentFacts], bool]) -> int:
@@ -551,7 +603,7 @@ class Pools:
             expired = held.closed is not None and now - held.closed > key_lifetime
             if held.spent or expired:
                 self._ctx.counters["slots_expired"] += max(0, held.issued - len(held.delivered | held.void))
-                changes += self._forget_held(peer, held)
+                changes += self.forget_held(peer, held)
         oldest = {full: now - nanoseconds(age) for full, age in max_age.items()}
         for aged in [window for window in pair.issuer if window.facts.record.created < oldest[window.facts.full]]:
             pair.issuer.remove(aged.number)
@@ -564,7 +616,7 @@ class Pools:
         for segment in list(pair.segments.values()):
             if segment.users or segment.id in in_use:
                 continue
-            over = not segment.ungranted or segment.facts.record.created < oldest[segment.facts.full]
+            over = not segment.unused or segment.facts.record.created < oldest[segment.facts.full]
             if over and not self._in_use(pair, segment):  # a window may have come while another was dropped
                 await self.drop_segment(segment)
 
@@ -592,3 +644,7 @@ class Pools:
 def _doubtful(deed: str, segment: bytes, peer: NodeId, window: int, missing: Iterable[int]) -> list[DoubtfulRecord]:
     ranges = ranges_of(missing)
     return [DoubtfulRecord(FORMAT_VERSION, deed, segment, peer, window, ranges)] if ranges else []
+
+
+def grant_of(held: HeldWindow) -> WindowGrant:
+    return WindowGrant(held.number, held.facts.record.segment, held.first, held.count)

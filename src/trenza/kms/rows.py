@@ -5,7 +5,7 @@ Keys begin with the peer's name (length byte first), so that everything of one p
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import msgspec
 
@@ -86,12 +86,17 @@ class IdKeysRow(msgspec.Struct, frozen=True, array_like=True):
     retired: bool = False
 
 
+Ranges: TypeAlias = tuple[tuple[int, int], ...]
+
+
 class SegmentRow(msgspec.Struct, frozen=True, array_like=True):
     """SEGMENT: a segment that both ends have verified; its bytes are in SEGMENT_BYTES."""
 
     peer: str
     record: bytes
-    granted: int  # slots granted so far (by the holder), or received (by the issuer)
+    granted: int  # in rows of before the last two: slots below this one are granted, or received
+    mine: Ranges | None = None  # slots that this node may still grant or cede
+    theirs: Ranges | None = None  # slots that it has not seen given to anybody: it may be granted or ceded these
 
 
 class IssuerWindowRow(msgspec.Struct, frozen=True, array_like=True):
@@ -113,6 +118,7 @@ class HeldWindowRow(msgspec.Struct, frozen=True, array_like=True):
     issued: int
     closed: int | None
     void: tuple[int, ...]
+    life: bytes = b""  # the nonce of the life it was given to, which alone may hand back what it does not issue
 
 
 class WrappedRow(msgspec.Struct, frozen=True, array_like=True):

@@ -137,10 +137,6 @@ class Superseded(_Message, frozen=True):
     known: Presence
 
 
-class Leave(_Message, frozen=True):
-    """This node stops in good order: its lease may end now."""
-
-
 class Knock(_Message, frozen=True):
     """The follower asks the leader to open a session: it has just started, or lost the last one."""
 
@@ -157,6 +153,16 @@ class WindowMark(msgspec.Struct, frozen=True, array_like=True):
     window: WindowNumber
     issued: Annotated[int, Meta(ge=0, le=SLOT_NUMBERS)]  # slots issued, counted from the window's first
     void: Annotated[tuple[SlotNumber, ...], Meta(max_length=SLOT_NUMBERS)]  # slots, counted from the segment's first
+
+
+class Leave(_Message, frozen=True):
+    """This node stops in good order: its lease may end now.
+
+    It has given up, durably, what it has not issued of the windows that it names: the holder may grant that again.
+    """
+
+    session: Identifier
+    marks: Annotated[tuple[WindowMark, ...], Meta(max_length=1 << 16)]
 
 
 class StockMark(msgspec.Struct, frozen=True, array_like=True):
@@ -209,6 +215,18 @@ class WindowGrant(msgspec.Struct, frozen=True, array_like=True):
 
 class WindowAnswer(_Message, frozen=True):
     grants: Annotated[tuple[WindowGrant, ...], Meta(max_length=1 << 12)]
+
+
+class Cede(_Message, frozen=True):
+    """Slots [first, first + count) that I could have granted you I have given up, durably: grant them to me.
+
+    The answer is a WindowAnswer of that one window, the same however often it is asked for in the same two lives.
+    """
+
+    session: Identifier
+    segment: Identifier
+    first: SlotNumber
+    count: SlotCount
 
 
 # --- filling
@@ -384,6 +402,7 @@ PeerMessage = (
     | BeatAnswer
     | WindowRequest
     | WindowAnswer
+    | Cede
     | SegmentOffer
     | SegmentAnswer
     | SegmentCommit
