@@ -85,6 +85,15 @@ def test_what_it_says_is_handed_on_line_by_line():
     run(story)
 
 
+def test_its_last_words_are_its_error_in_one_line():
+    async def story():
+        async with watched("print('before'); print('Error: the file x:'); print('  it is empty')") as it:
+            await it.process.ended()
+            assert it.process.last_words() == "the file x: it is empty"
+
+    run(story)
+
+
 def test_who_is_killed_is_started_again_at_once_as_another_process():
     async def story():
         async with watched(FOREVER, kept=True) as it:

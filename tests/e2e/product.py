@@ -54,6 +54,10 @@ class Process:
     def ended(self) -> bool:
         return self._popen.poll() is not None
 
+    @property
+    def exit_status(self) -> int | None:
+        return self._popen.poll()
+
     def said(self) -> str:
         return self.log.read_text()
 

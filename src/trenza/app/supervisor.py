@@ -22,7 +22,8 @@ STEADY_S: Final = 3.0
 """A process that lived so long has not failed at its start: its restart comes at once."""
 
 _LONGEST_LINE: Final = 4_096
-_LINES_KEPT: Final = 8
+_LINES_KEPT: Final = 16
+_ERROR: Final = "Error: "
 
 Lines = Callable[[str], None]
 
@@ -124,8 +125,12 @@ class Supervised:
         return how_it_ended(status)
 
     def last_words(self) -> str:
-        """Return the line in which it said last what is wrong, for a message."""
-        return self._last_lines[-1] if self._last_lines else "it said nothing"
+        """Return what it said last is wrong, in one line: its error if it told one, else its last line."""
+        lines = list(self._last_lines)
+        errors = [at for at, line in enumerate(lines) if line.startswith(_ERROR)]
+        if errors:
+            return " ".join(line.removeprefix(_ERROR).strip() for line in lines[errors[-1] :])
+        return lines[-1] if lines else "it said nothing"
 
     async def stop(self, *, within: float) -> bool:
         """Ask it to end in good order, and end it when it has not `within` so many seconds; may be called twice.
