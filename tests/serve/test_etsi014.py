@@ -30,7 +30,7 @@ from trenza.base.secret import Secret
 from trenza.base.units import Bits, Nanoseconds, Seconds
 from trenza.core.delivery import DeliveredKey, IssueRequest, KeyFacts, PairStatus
 from trenza.core.strand import Origin, Supply
-from trenza.net.http import Request
+from trenza.net.http import Request, Response
 from trenza.net.http_server import HttpServer
 from trenza.net.tls import Groups, OldestTls, PeerIdentity, TlsIdentity, server_context
 from trenza.serve.etsi014 import application_door
@@ -95,6 +95,9 @@ class MemoryDelivery:
             raise NotEnoughKeyError("not enough key", details=({"available": available},))
         self.issued.append(request)
         return [self._fresh(caller, targets, size // 8, recipe) for _ in range(request.number)]
+
+    def order(self, caller, request):
+        return None
 
     async def fetch(
         self, caller: SaeId, initiator: SaeId, key_ids: Sequence[UUID], *, tls_group: str
@@ -593,7 +596,12 @@ def ask(door, method, target, body, caller, headers):
     path, _, query = target.partition("?")
     fields = {name.encode(): value.encode() for name, value in headers.items()}
     request = Request(method.encode(), path.encode(), query.encode(), fields, body, PEERS[caller])
-    return asyncio.run(door(request))
+
+    async def answered():
+        answer = door(request)
+        return answer if isinstance(answer, Response) else await answer
+
+    return asyncio.run(answered())
 
 
 def header(response, name):

@@ -28,6 +28,7 @@ from trenza.core.policy import Policy, SaeEntry
 from trenza.core.recipe import LOCAL, Recipe
 from trenza.kms.context import Context
 from trenza.kms.issuing import Issuing
+from trenza.kms.orders import Order
 from trenza.kms.slots import Found, Pair, Slots
 from trenza.kms.waiting import WaitingKeys
 from trenza.kms.wrap import MAC_BITS, Leg, Wrapped
@@ -133,6 +134,29 @@ class Delivery:
         if others or pair.initiator.node == pair.target.node:
             return await self._issue_drawn(pair.initiator, [pair, *others], request, size)
         return await self._issue_from_slots(pair, request, size)
+
+    def order(self, caller: SaeId, request: IssueRequest) -> Order | None:
+        """Return what answers the same request again and again without waiting; None where there is no such way.
+
+        Raises:
+            UnauthorisedError, InvalidRequestError: as `issue`.
+        """
+        pair = self._pair(caller, caller, request.target)
+        if request.additional_targets or request.number != 1 or pair.initiator.node == pair.target.node:
+            return None
+        size = self._checked_size(request, [pair])
+        if size > SIZE_MAX:
+            return None
+        recipe = recipes_for(pair.policy, request.wishes, same_node=False)[0]
+        return Order(
+            self._ctx,
+            self._issuing,
+            pair,
+            recipe,
+            size=size,
+            wishes=request.wishes,
+            tls_group=request.tls_group,
+        )
 
     def _checked_size(self, request: IssueRequest, pairs: Sequence[Pair]) -> Bits:
         size = Bits(pairs[0].policy.default_key_size) if request.size is None else request.size

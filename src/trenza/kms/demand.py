@@ -101,15 +101,16 @@ class Demand:
         """Return the count of what is issued to `peer`; good to keep."""
         flow = self._issued.get((peer, full))
         if flow is None:
-            flow = self._issued[peer, full] = Flow(self._ctx.settings.reserve_slots)
+            flow = self._issued[peer, full] = Flow(self._ctx.settings.reserve_slots // 2)
         return flow
 
     def chunk(self, peer: NodeId, *, full: bool) -> int:
         """Return how many slots should come into hand at once."""
         settings, flow = self._ctx.settings, self.flow(peer, full=full)
         wanted = flow.per_second(self._ctx.clock.elapsed()) * settings.reserve_seconds
-        flow.chunk = max(settings.reserve_slots, int(wanted))
-        return flow.chunk
+        chunk = max(settings.reserve_slots, int(wanted))
+        flow.low = chunk // 2
+        return chunk
 
     def _rate(self, peer: NodeId, *, full: bool) -> float:
         return self.flow(peer, full=full).per_second(self._ctx.clock.elapsed())
@@ -216,7 +217,7 @@ class Demand:
 class Flow:
     """How fast slots of one kind are issued to one node. Whoever issues adds to `taken`, and nothing else."""
 
-    chunk: int  # slots that should come into hand at once
+    low: int  # fewer slots in hand than this are too few
     taken: int = 0  # since the rate was last looked at
     _value: float = 0.0
     _at: float = 0.0

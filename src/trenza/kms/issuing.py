@@ -25,7 +25,7 @@ from trenza.core.recipe import Recipe
 from trenza.core.segment import OpenSegment, SegmentFacts
 from trenza.core.window import IssuerWindow
 from trenza.kms.context import Context
-from trenza.kms.demand import Demand
+from trenza.kms.demand import Demand, Flow
 from trenza.kms.id_keys import IdKeyRing
 from trenza.kms.journal import Heading, Journal, Page
 from trenza.kms.pools import Pools
@@ -111,10 +111,10 @@ class Issuing:
     ) -> None:
         self._ctx = ctx
         self._sessions = sessions
-        self._id_keys = id_keys
+        self.id_keys = id_keys
+        self.journal = journal
         self._pools = pools
         self._demand = demand
-        self._journal = journal
         self._desks: dict[tuple[IssuerWindow, Pair, int, Bits, str, bytes], Desk] = {}
         self._refilling: set[tuple[NodeId, bool]] = set()
         self.on_low: Callable[[NodeId], None] | None = None  # told when little is left to issue
@@ -143,7 +143,7 @@ class Issuing:
         peer = pair.target.node
         if size > SIZE_MAX or not self._sessions.has_lease(peer):
             return []
-        self._journal.refuse_if_full()
+        self.journal.refuse_if_full()
         full, per_key = recipe.needs_qkd, recipe.slots_for(size)
         takes = self._pools.pair(peer).issuer.take(number, full=full, slots=per_key, accept=accept)
         if not takes:
@@ -158,13 +158,14 @@ class Issuing:
             for key in keys:
                 key.key[:] = bytes(len(key.key))
             raise
-        self.note_taken(peer, full=full, slots=number * per_key, accept=accept)
+        self._demand.note_issued(peer, full=full, slots=number * per_key)
+        self.look_ahead(peer, full=full, accept=accept)
         return keys
 
     def desk(self, pair: Pair, recipe: Recipe, size: Bits, tls_group: str, window: IssuerWindow) -> Desk:
         """Return the desk for a window that is in the pool."""
         peer = pair.target.node
-        key = (window, pair, recipe.code, size, tls_group, self._id_keys.issues_under(peer))
+        key = (window, pair, recipe.code, size, tls_group, self.id_keys.issues_under(peer))
         desk = self._desks.get(key)
         if desk is None:
             if len(self._desks) >= _MOST_DESKS:
@@ -193,21 +194,29 @@ class Issuing:
         return Desk(
             window,
             KeyPlan(segment, binding_of(pair, recipe, size, facts)),
-            KeyIdSeal(self._id_keys.issuing(peer), pair.binding),
-            self._journal.page(heading),
+            KeyIdSeal(self.id_keys.issuing(peer), pair.binding),
+            self.journal.page(heading),
             KeyAddress(window.number, 0, pair.handle, size, recipe.code).pack(),
             _Told(recipe, size, facts, pair, lifetime),
         )
 
-    def note_taken(self, peer: NodeId, *, full: bool, slots: int, accept: Accept) -> None:
-        """Count demand, and see to it that the next request finds slots in hand."""
-        self._demand.note_issued(peer, full=full, slots=slots)
-        in_hand = self._pools.pair(peer).issuer.in_hand(full=full)
-        if in_hand < self._demand.chunk(peer, full=full) // 2:
-            self._ask_for_more(peer, full=full, accept=accept)
+    def flow(self, peer: NodeId, *, full: bool) -> Flow:
+        """Return the count of what is issued; whoever takes slots adds to it."""
+        return self._demand.flow(peer, full=full)
 
-    def _ask_for_more(self, peer: NodeId, *, full: bool, accept: Accept) -> None:
-        if self.on_short is not None and (peer, full) not in self._refilling and self.on_short(peer, full, accept):
+    def window_in_hand(self, peer: NodeId, *, full: bool, slots: int, accept: Accept) -> IssuerWindow | None:
+        """Return the oldest window from which a key of so many slots can be issued without waiting."""
+        for window in self._pools.pair(peer).issuer:
+            if window.in_hand >= slots and window.facts.full is full and accept(window.facts):
+                return window
+        return None
+
+    def look_ahead(self, peer: NodeId, *, full: bool, accept: Accept) -> None:
+        """See to it that the next requests find slots in hand."""
+        if self.on_short is None or (peer, full) in self._refilling:
+            return
+        in_hand = self._pools.pair(peer).issuer.in_hand(full=full)
+        if in_hand < self._demand.flow(peer, full=full).low and self.on_short(peer, full, accept):
             self._refilling.add((peer, full))
 
     # --- what must wait

@@ -14,16 +14,41 @@ from uuid import UUID
 from trenza.base.errors import InvalidRequestError, NotEnoughKeyError
 from trenza.base.names import SaeId
 from trenza.base.units import Bits, Seconds
-from trenza.core.delivery import DeliveredKey, IssueRequest, PairStatus, Wishes
+from trenza.core.delivery import DeliveredKey, IssueRequest, KeyFacts, PairStatus, Wishes
 from trenza.core.strand import Origin
 from trenza.serve._etsi014_http import DEADLINE, KeyDoor
 from trenza.serve.identity import Callers
+from trenza.wire import etsi014
 from trenza.wire.etsi014 import Demands, Key, KeyExtension, KeyRequest, Status
 
 _NO_DEMANDS = Demands()
 _NO_WISHES = Wishes()
 _MILLISECONDS_PER_SECOND = 1_000
 _Amount = TypeVar("_Amount", int, Seconds)
+
+
+class FreshKey(Protocol):
+    """A key that has just been made; the door wipes it."""
+
+    @property
+    def number(self) -> int: ...
+
+    @property
+    def key(self) -> bytearray: ...
+
+    @property
+    def facts(self) -> KeyFacts: ...
+
+
+class Order(Protocol):
+    """A request for one key that is made again and again."""
+
+    @property
+    def is_good(self) -> bool: ...
+
+    def serve(self) -> FreshKey | None:
+        """Return a fresh key, or None where the request must be asked again by `issue`."""
+        ...
 
 
 class KeyDelivery(Protocol):
@@ -48,6 +73,14 @@ class KeyDelivery(Protocol):
         Raises:
             InvalidRequestError: no recipe of the pair's policy meets the wishes, or no stock ever holds the request.
             NotEnoughKeyError: one would, and its strands do not suffice now.
+        """
+        ...
+
+    def order(self, caller: SaeId, request: IssueRequest) -> Order | None:
+        """Return what answers the same request again and again without waiting; None where there is no such way.
+
+        Raises:
+            UnauthorisedError, InvalidRequestError: as `issue`.
         """
         ...
 
@@ -79,14 +112,7 @@ class _Applications:
 
     async def get_key(self, caller: SaeId, other: SaeId, request: KeyRequest, *, tls_group: str) -> list[Key]:
         """Issue keys as wished if that can be, else as demanded: an optional extension never costs the key."""
-        demanded = IssueRequest(
-            target=other,
-            number=request.number,
-            size=None if request.size is None else Bits(request.size),
-            additional_targets=tuple(SaeId(sae_id) for sae_id in request.additional_slave_sae_ids),
-            wishes=_wishes(request.mandatory),
-            tls_group=tls_group,
-        )
+        demanded = _demanded(other, request, tls_group)
         if request.optional == _NO_DEMANDS:
             return _keys(await self._delivery.issue(caller, demanded))
         wished = replace(demanded, wishes=_joined(demanded.wishes, _wishes(request.optional)))
@@ -95,10 +121,55 @@ class _Applications:
         except (InvalidRequestError, NotEnoughKeyError):  # and if the wishes were not to blame, it comes again
             return _keys(await self._delivery.issue(caller, demanded))
 
+    def order(self, caller: SaeId, other: SaeId, request: KeyRequest, *, tls_group: str) -> _Standing | None:
+        if request.optional != _NO_DEMANDS:
+            return None
+        order = self._delivery.order(caller, _demanded(other, request, tls_group))
+        return None if order is None else _Standing(order)
+
     async def get_key_with_ids(
         self, caller: SaeId, other: SaeId, key_ids: Sequence[UUID], *, tls_group: str
     ) -> list[Key]:
         return _keys(await self._delivery.fetch(caller, other, key_ids, tls_group=tls_group))
+
+
+def _demanded(other: SaeId, request: KeyRequest, tls_group: str) -> IssueRequest:
+    return IssueRequest(
+        target=other,
+        number=request.number,
+        size=None if request.size is None else Bits(request.size),
+        additional_targets=tuple(SaeId(sae_id) for sae_id in request.additional_slave_sae_ids),
+        wishes=_wishes(request.mandatory),
+        tls_group=tls_group,
+    )
+
+
+class _Standing:
+    """An order whose answers are written in the standard's words."""
+
+    __slots__ = ("_facts", "_order", "_tail")
+
+    def __init__(self, order: Order) -> None:
+        self._order = order
+        self._facts: KeyFacts | None = None
+        self._tail = b""
+
+    @property
+    def is_good(self) -> bool:
+        return self._order.is_good
+
+    def container(self) -> bytes | None:
+        fresh = self._order.serve()
+        if fresh is None:
+            return None
+        facts = fresh.facts
+        if facts is not self._facts:  # keys of one second share theirs
+            self._facts, self._tail = facts, etsi014.key_tail(_told(facts))
+        key = fresh.key
+        try:
+            return etsi014.container_of_one(fresh.number, key, self._tail)
+        finally:
+            key[:] = bytes(len(key))
 
 
 def _wishes(demands: Demands) -> Wishes:
@@ -144,11 +215,10 @@ def _status(pair: PairStatus) -> Status:
 
 
 def _keys(delivered: Sequence[DeliveredKey]) -> list[Key]:
-    return [Key(one.key_id, one.key, _told(one)) for one in delivered]
+    return [Key(one.key_id, one.key, _told(one.facts)) for one in delivered]
 
 
-def _told(delivered: DeliveredKey) -> KeyExtension:
-    facts = delivered.facts
+def _told(facts: KeyFacts) -> KeyExtension:
     return KeyExtension(
         recipe=facts.recipe,
         origins=tuple(origin.value for origin in facts.origins),

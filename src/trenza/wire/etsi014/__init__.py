@@ -5,12 +5,14 @@ edition 2 has other paths and words and will be a package of its own.
 """
 
 from trenza.wire.etsi014.answers import (
+    container_of_one,
     decode_container,
     decode_error,
     decode_status,
     encode_container,
     encode_error,
     encode_status,
+    key_tail,
     moment_of,
     rfc3339,
     wipe_all,
@@ -58,6 +60,7 @@ __all__ = [
     "Method",
     "Route",
     "Status",
+    "container_of_one",
     "decode_container",
     "decode_error",
     "decode_status",
@@ -70,6 +73,7 @@ __all__ = [
     "key_ids_from_query",
     "key_request_from_body",
     "key_request_from_query",
+    "key_tail",
     "moment_of",
     "path_of",
     "refuse_query_of_post",

@@ -49,13 +49,28 @@ def encode_container(keys: Iterable[Key]) -> bytes:
     tail = b""
     for key in keys:
         if key.extension != told:
-            told, tail = key.extension, _key_tail(key.extension)
+            told, tail = key.extension, key_tail(key.extension)
         material = binascii.b2a_base64(key.key.view(), newline=False)
         parts.append(b'{"key_ID":"%b","key":"%b%b' % (str(key.key_id).encode(), material, tail))
     return b'{"keys":[%b]}' % b",".join(parts)
 
 
-def _key_tail(extension: KeyExtension) -> bytes:
+def container_of_one(number: int, key: bytearray, tail: bytes) -> bytes:
+    """Return the body of a container of one key, given the number of its ID and what `key_tail` made."""
+    text = b"%032x" % number
+    material = binascii.b2a_base64(key, newline=False)
+    return b'{"keys":[{"key_ID":"%b-%b-%b-%b-%b","key":"%b%b]}' % (
+        text[:8],
+        text[8:12],
+        text[12:16],
+        text[16:20],
+        text[20:],
+        material,
+        tail,
+    )
+
+
+def key_tail(extension: KeyExtension) -> bytes:
     """Return what follows the key's own text in its entry."""
     members = _shared_members(
         extension.recipe,
