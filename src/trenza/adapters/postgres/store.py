@@ -38,7 +38,7 @@ class PostgresStore:
         self._writer = Writer(Line(server), on_applied=self._applied)
         self._counter = standing.counter
         self._token = token
-        self._last_fenced = -1
+        self._fenced = (-1, "")  # the last token that was refused, and why
         self._on_group = on_group
         self._closed = False
 
@@ -91,12 +91,13 @@ class PostgresStore:
         """
         check(changes)
         token = self._token
-        if token <= self._last_fenced:  # tokens only grow: what was refused once is refused for ever
-            raise FencedError("another instance leads this node now: nothing was written")
+        refused, why = self._fenced
+        if token <= refused:  # tokens only grow: what was refused once is refused for ever
+            raise FencedError(why)
         try:
             await self._writer.commit(Commit(changes, token))
-        except FencedError:
-            self._last_fenced = max(self._last_fenced, token)
+        except FencedError as error:
+            self._fenced = max(self._fenced, (token, error.message))
             raise
 
     async def get(self, table: Table, key: bytes) -> bytes | None:
