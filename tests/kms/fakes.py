@@ -443,6 +443,10 @@ def join(one: Context, other: Context, link: LinkId, devices: FakeDevicePair) ->
     other.links[link] = LinkEnd(link, one.name, devices.ends[1])
 
 
+_ENDLESS = Seconds(1e9)
+"""A lease that no test outlives: its renewal is upkeep's affair."""
+
+
 def open_session(one: Context, other: Context, number: int = 1) -> None:
     """Give two nodes the session that upkeep would make."""
     session_id = number.to_bytes(16, "big")
@@ -451,5 +455,5 @@ def open_session(one: Context, other: Context, number: int = 1) -> None:
     ).digest()
     for mine, theirs in ((one, other), (other, one)):
         mine.sessions[theirs.name] = Session(
-            session_id, theirs.name, mine.presence, theirs.presence, Secret.of(key), Seconds(0.0), Seconds(0.0)
+            session_id, theirs.name, mine.presence, theirs.presence, Secret.of(key), Seconds(0.0), _ENDLESS
         )

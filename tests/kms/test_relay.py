@@ -17,6 +17,7 @@ from trenza.base.errors import (
 )
 from trenza.base.names import LinkId, NodeId
 from trenza.base.secret import Secret
+from trenza.base.units import Seconds
 from trenza.core.pads import PadRange
 from trenza.core.strand import Supply
 from trenza.kms.ports import Table
@@ -486,6 +487,21 @@ def test_a_route_that_does_not_begin_here_or_turns_back_is_the_callers_mistake()
                 await world["a"].relays.carry(SEGMENT, route, 1)
         with pytest.raises(UnavailableError, match="no link joins"):
             await world["a"].relays.carry(SEGMENT, ("a", "c"), 1)
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("without", ["a", "b"])
+def test_without_a_live_lease_nothing_is_sent_under_the_key_of_a_link(without):
+    async def story():
+        world = row()
+        await world.stock()
+        receiver = "c" if without == "b" else "b"
+        world[without].ctx.sessions[receiver].lease_until = Seconds(-1.0)
+        with pytest.raises((UnavailableError, RefusedError), match="no live lease"):
+            await carry(world)
+        assert used(world[without]) == (5 if without == "b" else 0)  # what came in is burnt
+        assert not [message for message in relays_sent(world) if message.position == (2 if without == "b" else 1)]
 
     asyncio.run(story())
 

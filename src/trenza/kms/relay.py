@@ -88,7 +88,7 @@ class Relays:
 
         Raises:
             NotEnoughKeyError: the first link has too little key; nothing was used.
-            UnavailableError: no link, or no answer in time; the units are burnt.
+            UnavailableError: no link or no lease, and nothing was used; or no answer in time, and the units are burnt.
             RemoteProtocolError: a node on the way refused or misbehaved; the units are burnt.
         """
         if len(route) < 2 or route[0] != self._ctx.name or len(set(route)) != len(route):
@@ -233,8 +233,14 @@ class Relays:
     # --- both
 
     def _take(self, receiver: NodeId, units: int) -> _Taken:
-        """Take a pad and a MAC key for the next hop, from the fullest of the links there."""
+        """Take a pad and a MAC key for the next hop, from the fullest of the links there.
+
+        Only under a live lease: the receiver lets no other life of this node in while it runs, so of two copies of
+        one machine, which hold the same pads, one at a time may send.
+        """
         end = self._fullest(receiver)
+        if not self._has_lease(receiver):
+            raise UnavailableError(f"no live lease with node {receiver}: nothing is sent under its links' key")
         stream = self._pads.stream(end.link, self._ctx.name)
         if not stream.available(reserve=True):
             self._ctx.counters["relays_without_reserve"] += 1
@@ -242,6 +248,10 @@ class Relays:
         pad = stream.allocate(units)
         (key,) = stream.allocate(1, reserve=True)
         return _Taken(end, pad, key, self._hop(end, self._ctx.name, pad))
+
+    def _has_lease(self, receiver: NodeId) -> bool:
+        session = self._ctx.sessions.get(receiver)
+        return session is not None and self._ctx.clock.elapsed() < session.lease_until
 
     def _fullest(self, receiver: NodeId) -> LinkEnd:
         me, book = self._ctx.name, self._ctx.book.link_by_name
