@@ -16,6 +16,11 @@ from trenza.base.secret import Secret
 NONCE, CONTEXT = bytes(range(12)), b"keyring and handle"
 SEGMENT = b"bits that only two nodes know" * 4
 
+MANY_SEALS = sealer_contract.erasing_an_old_handle_spares_whoever_came_after
+CLAUSES = [
+    pytest.param(clause, marks=[pytest.mark.slow] * (clause is MANY_SEALS)) for clause in sealer_contract.CLAUSES
+]
+
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory):
@@ -73,7 +78,7 @@ def test_the_key_may_not_leave_its_token(node_key) -> None:
         key[Attribute.VALUE]
 
 
-@pytest.mark.parametrize("clause", sealer_contract.CLAUSES, ids=sealer_contract.name)
+@pytest.mark.parametrize("clause", CLAUSES, ids=sealer_contract.name)
 def test_a_keyring_under_a_token_keeps_the_contract_of_a_sealer(clause, node_key, tmp_path) -> None:
     make_sealer = functools.partial(
         KeyringSealer.open, tmp_path / "keyring", node_key=node_key, entropy=SystemEntropy()

@@ -78,12 +78,13 @@ class KeyringSealer:
         self._asking: ThreadPoolExecutor | None = None
         if not self._node_key.is_at_hand:  # a thread of its own, so that a token that hangs holds up nothing else
             self._asking = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trenza-node-key")
-        self._unwritten: list[range] = []  # bytes of `_content` that go with the next write
         self._content = bytearray(slots.content())  # the file as it is to be, always ahead of the disk
+        self._growing = asyncio.Lock()
         if len(self._content) < _PLACE:  # absent, or a crash before the first slot could be written
             self._begin()
         self._identity = self._checked_identity()
         self._content.extend(bytes(-len(self._content) % _PLACE))
+        self._begun = self._slot_count() > 0  # then the header is on the disk; else it goes with the first slots
         self._free: deque[int] = deque()
         self._leaving: dict[int, int] = {}  # slot and generation: overwritten here, not yet known to be so on disk
         self._offer(slot for slot in range(self._slot_count()) if not self._generation(slot) & 1)
@@ -114,7 +115,7 @@ class KeyringSealer:
     async def seal(self, secret: Secret | bytes, *, associated: bytes) -> Sealed:
         key = self._entropy.token(_KEY)
         nonce, wrapping_nonce = bytes(self._entropy.token(_NONCE)), bytes(self._entropy.token(_NONCE))
-        slot = self._allocate()
+        slot = await self._allocate()
         handle = slot | (self._generation(slot) + 1) << _SLOT_BITS
         clear = secret.view() if isinstance(secret, Secret) else secret
         box = nonce + AESGCM(key).encrypt(nonce, clear, _box_context(handle, associated))
@@ -177,18 +178,23 @@ class KeyringSealer:
 
     # --- slots ------------------------------------------------------------------------------------------------------
 
-    def _allocate(self) -> int:
+    async def _allocate(self) -> int:
         if not self._free:
-            self._grow()
+            async with self._growing:
+                if not self._free:
+                    await self._grow()
         return self._free.popleft()  # the longest unused first: generations last for ages
 
-    def _grow(self) -> None:
+    async def _grow(self) -> None:
+        """Make room on the disk before it is needed: what is overwritten in place then needs none."""
         first = self._slot_count()
         if first >= _MOST_SLOTS:
             raise StoreUnavailableError(f"the keyring is full: {_MOST_SLOTS} segments are sealed")
-        new = range(len(self._content), len(self._content) + _GROWTH * _PLACE)
-        self._content.extend(bytes(len(new)))
-        self._unwritten.append(new)  # the room is there before it is needed: overwriting in place then needs none
+        room, end = bytes(_GROWTH * _PLACE), len(self._content)
+        header = b"" if self._begun else bytes(self._content)
+        await self._slots.write([(end - len(header), header + room)])
+        self._begun = True
+        self._content.extend(room)
         self._offer(range(first, self._slot_count()))
 
     def _overwrite(self, slot: int) -> None:
@@ -204,15 +210,8 @@ class KeyringSealer:
             del self._leaving[slot]
         self._offer(durable)
 
-    async def _write(self, places: list[range]) -> None:
-        unwritten, self._unwritten = self._unwritten, []
-        try:
-            await self._slots.write(
-                [(at.start, bytes(self._content[at.start : at.stop])) for at in unwritten + places]
-            )
-        except BaseException:
-            self._unwritten = unwritten + self._unwritten
-            raise
+    async def _write(self, places: Iterable[range]) -> None:
+        await self._slots.write([(at.start, bytes(self._content[at.start : at.stop])) for at in places])
 
     def _offer(self, slots: Iterable[int]) -> None:
         self._free.extend(slot for slot in slots if self._generation(slot) < _LAST_GENERATION)
@@ -262,7 +261,6 @@ class KeyringSealer:
         named = _MAGIC + bytes(self._entropy.token(16))
         check = self._node_key.wrap(bytearray(_CHECKED), nonce=named[8 : 8 + _NONCE], context=named)
         self._content = bytearray((named + check).ljust(_PLACE, b"\0"))
-        self._unwritten.append(range(_PLACE))
 
     def _checked_identity(self) -> bytes:
         named = bytes(self._content[:24])

@@ -49,6 +49,7 @@ class Engine:
         self._logged_pages = 0
         self._in_step = True
         self._broken = False
+        self._failed_groups = 0  # since the last that was written
         connection.set_wal_hook(self._logged)
         self.counter, self.head = self._where_it_stands()
         self._next = self.head  # the head inside the open transaction
@@ -56,10 +57,12 @@ class Engine:
     def apply(self, group: Sequence[Sequence[Change]]) -> list[Outcome]:
         """Make the commits durable in one transaction, and say what became of each."""
         try:
-            return self._transaction(group)
+            outcomes = self._transaction(group)
+            self._note_recovery()
+            return outcomes
         except (apsw.Error, MemoryError) as error:
             if not isinstance(error, _CALLERS_FAULT):
-                _log.warning("a group of %d commits failed: %s", len(group), error)
+                self._note_failure(error)
                 return [_unavailable(error) for _ in group]
             fault: Exception = error
         except Exception as error:  # noqa: BLE001 - a caller's bug (a wrong type) is given to that caller alone
@@ -191,6 +194,17 @@ class Engine:
         if not last:
             last = self._execute("SELECT sequence, hash FROM ledger_start").fetchall()
         return counter, ChainHead(*last[0])
+
+    def _note_failure(self, error: Exception) -> None:
+        """Say it once: a log that grows with every refusal would fill what is left of the disk."""
+        if self._failed_groups == 0:
+            _log.warning("the store cannot commit: %s", error)
+        self._failed_groups += 1
+
+    def _note_recovery(self) -> None:
+        if self._failed_groups:
+            _log.warning("the store commits again; %d groups had failed", self._failed_groups)
+            self._failed_groups = 0
 
     def _roll_back(self) -> None:
         try:
