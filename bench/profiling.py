@@ -54,26 +54,35 @@ def sampled(name: str, pids: Mapping[str, int], seconds: float) -> Iterator[None
 
 
 def summary(collapsed: str) -> str:
-    """Return the functions of collapsed stacks, most of their own time first."""
-    own: Counter[str] = Counter()
-    whole: Counter[str] = Counter()
+    """Return the functions of collapsed stacks thread by thread, most of their own time first.
+
+    A thread that waits for the disk counts as running, so threads are not to be added up.
+    """
+    threads: dict[str, list[tuple[list[str], int]]] = {}
     for line in collapsed.splitlines():
         stack, _, count = line.rpartition(" ")
-        frames = [_function(frame) for frame in stack.split(";")]
-        own[frames[-1]] += int(count)
+        thread, *frames = stack.split(";")
+        threads.setdefault(thread, []).append(([_function(frame) for frame in frames] or [thread], int(count)))
+    busiest = sorted(threads.items(), key=lambda item: -sum(count for _, count in item[1]))
+    return "\n\n".join(f"## {thread}: {_of_thread(stacks)}" for thread, stacks in busiest)
+
+
+def _of_thread(stacks: list[tuple[list[str], int]]) -> str:
+    own: Counter[str] = Counter()
+    whole: Counter[str] = Counter()
+    for frames, count in stacks:
+        own[frames[-1]] += count
         for frame in set(frames):
-            whole[frame] += int(count)
-    total = own.total() or 1
-    rows = [
-        [name, f"{100 * spent / total:.1f}", f"{100 * whole[name] / total:.1f}"]
-        for name, spent in own.most_common(SHOWN)
-    ]
-    below = [
-        [name, f"{100 * own[name] / total:.1f}", f"{100 * spent / total:.1f}"]
-        for name, spent in whole.most_common(SHOWN)
-    ]
+            whole[frame] += count
     head = ["function", "itself %", "with what it calls %"]
-    return f"{total} samples\n\n{measure.table(head, rows)}\n\n{measure.table(head, below)}"
+    tables = [
+        measure.table(head, [_row(name, own, whole) for name, _ in most.most_common(SHOWN)]) for most in (own, whole)
+    ]
+    return "\n\n".join([f"{own.total()} samples", *tables])
+
+
+def _row(name: str, own: Counter[str], whole: Counter[str]) -> list[str]:
+    return [name, *(f"{100 * spent[name] / own.total():.1f}" for spent in (own, whole))]
 
 
 def _function(frame: str) -> str:

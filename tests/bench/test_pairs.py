@@ -56,8 +56,11 @@ def test_every_application_of_one_end_may_share_keys_with_every_one_of_the_other
     assert {(near, far) for near, targets in asked for far in targets} == allowed
 
 
-def test_a_profile_sums_own_and_inherited_samples_by_function():
-    told = profiling.summary("main (a.py:1);work (b.py:10) 3\nmain (a.py:1);work (b.py:11);deep (c.py:5) 1\n")
-    assert told.startswith("4 samples")
-    assert "| work (b.py) | 75.0 | 100.0 |" in told
-    assert "| main (a.py) | 0.0 | 100.0 |" in told
+def test_a_profile_sums_own_and_inherited_samples_by_function_and_thread():
+    below = "thread (7): MainThread;main (a.py:1);work"
+    main = f"{below} (b.py:10) 3\n{below} (b.py:11);deep (c.py:5) 1\n"
+    first, second = profiling.summary(main + "thread (8): store;sync (d.py:2) 9\n").split("## ")[1:]
+    assert first.startswith("thread (8): store: 9 samples")
+    assert second.startswith("thread (7): MainThread: 4 samples")
+    assert "| work (b.py) | 75.0 | 100.0 |" in second
+    assert "| main (a.py) | 0.0 | 100.0 |" in second
