@@ -1,8 +1,11 @@
 """One directory, one network, one process; and nothing is removed that is not a network's."""
 
+import json
+import threading
+
 import pytest
 
-from trenza.app.state_directory import StateDirectory, file_name
+from trenza.app.state_directory import StateDirectory, change_ready, file_name
 from trenza.base.errors import UnavailableError
 from trenza.base.names import NodeId
 
@@ -53,3 +56,28 @@ def test_taking_hold_and_letting_go_both_end_that_it_is_ready(path):
 )
 def test_a_name_is_never_a_path(name, file):
     assert file_name(name) == file
+
+
+def test_whoever_changes_the_ready_document_keeps_what_others_changed(path):
+    held = StateDirectory(path)
+    held.tell_ready(b"{}")
+
+    def add(name):
+        for number in range(20):
+            change_ready(held.ready_file, lambda document: document.update({f"{name} {number}": number}))
+
+    threads = [threading.Thread(target=add, args=(name,)) for name in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(json.loads(held.ready_file.read_bytes())) == 60
+    held.release()
+
+
+def test_a_network_that_stops_gets_no_ready_document_again(path):
+    held = StateDirectory(path)
+    held.tell_ready(b"{}")
+    held.release()
+    change_ready(held.ready_file, lambda document: document.update(late=True))
+    assert not held.ready_file.exists()

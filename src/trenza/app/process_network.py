@@ -205,10 +205,13 @@ class ProcessNetwork:
         if name == DEVICES:
             return
         node = NodeId(name)
-        change_ready(
-            self._state.ready_file, lambda document: document["nodes"][node].update(pid=self._nodes[node].pid)
-        )
-        self._changed(self.ready_document())
+        try:
+            change_ready(
+                self._state.ready_file, lambda document: document["nodes"][node].update(pid=self._nodes[node].pid)
+            )
+            self._changed(self.ready_document())
+        except OSError as error:  # a full disk ends no network
+            self._said(name, f"is another process now, and the ready document does not say so: {error}")
 
     async def _look(self) -> None:
         """Ask the nodes how they are, as often as somebody looks and not more often than that does no harm."""
