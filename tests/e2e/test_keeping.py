@@ -1,7 +1,10 @@
 """What operators do for a node's memory, with the processes and commands they have: back up, lose all, restore."""
 
 import json
+import os
 import shutil
+import time
+from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
@@ -9,6 +12,7 @@ from tests.adapters.keyring import softhsm
 from tests.e2e import product
 from tests.e2e.product import until
 from tests.e2e.traffic import History, Traffic
+from tests.small_disk import small_disk
 
 from trenza.app.config import TokenConfig
 
@@ -116,3 +120,44 @@ def test_a_node_keeps_its_key_in_a_token(sites, tmp_path, monkeypatch):
         assert "1234" not in sites.processes["Alice"].said()
     finally:
         next(tokens, None)
+
+
+def processor_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_a_node_whose_disk_is_full_refuses_and_goes_on_by_itself_when_there_is_room(sites):
+    alice, history = sites.state.node("Alice") / "data", History()
+    with small_disk(alice, kilobytes=16_384) as disk:
+        try:
+            all_run(sites)
+            lives = sites.network.status("Alice")["incarnation"]
+            application = sites.network.application("sae-alice")
+            for _ in range(2):
+                with Traffic(sites.network, history, FORTH, BACK):
+                    more(history, 30)
+                    disk.fill()
+                    code, refusal = until("a refusal", lambda: refused(application, "sae-bob"), within_s=90.0)
+                    assert (code, set(refusal)) == (503, {"message"}), refusal
+                before = processor_seconds(sites.processes["Alice"].pid)
+                time.sleep(5.0)
+                spent = processor_seconds(sites.processes["Alice"].pid) - before
+                assert spent < 3.0, "what cannot be written is tried again, not without end"
+                status = sites.network.status("Alice")  # operators are still told what is wrong
+                assert any("store" in trouble for trouble in status["troubles"].values()), status["troubles"]
+                disk.free()
+                both_ways(sites)
+            with Traffic(sites.network, history, FORTH, BACK):
+                more(history, 50)
+            assert history.wrong == []
+            assert sites.network.status("Alice")["incarnation"] == lives, "nothing has restarted"
+            assert "Traceback" not in sites.processes["Alice"].said()
+            assert audited(sites, "Alice")["nodes"]["Alice"]["whole"]
+        finally:
+            sites.end()
+
+
+def refused(application, target: str):
+    code, answer = application.enc(target, number=1)
+    return (code, answer) if code != 200 else None
