@@ -12,8 +12,9 @@ from trenza.base.names import SaeId
 from trenza.core.delivery import DeliveredKey, IssueRequest
 from trenza.kms.context import Settings
 from trenza.kms.node import Node
+from trenza.lab.client import Client
 from trenza.lab.history import violations
-from trenza.lab.story import SMALL, Client
+from trenza.lab.plan import SMALL
 from trenza.lab.world import World
 
 

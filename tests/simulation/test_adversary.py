@@ -8,6 +8,7 @@ same program computes every key that is made of QKD bits alone, and none that th
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import random
 import types
@@ -19,7 +20,6 @@ from tests.simulation.networks import network
 
 from trenza.adapters.agreement import X448MlKem1024
 from trenza.adapters.keyring import KeyringSealer
-from trenza.adapters.sqlite import InlineStore
 from trenza.base.errors import AuthenticationError
 from trenza.base.names import NodeId, SaeId
 from trenza.base.secret import Secret
@@ -34,10 +34,12 @@ from trenza.kms.node import Node
 from trenza.kms.pads import BlockRow
 from trenza.kms.ports import Sealed, Table
 from trenza.lab.loop import run
+from trenza.lab.machine import Machine
 from trenza.lab.network import LabNetwork, LabPeers
+from trenza.lab.plan import SMALL
+from trenza.lab.process import Process
 from trenza.lab.standins import LabAgreement, SeededEntropy
-from trenza.lab.story import SMALL
-from trenza.lab.world import Machine, World
+from trenza.lab.world import World
 from trenza.wire.peer import PeerMessage, Relay, decode
 
 RELAY = NodeId("B")
@@ -55,13 +57,16 @@ _NOT_THE_PROCESS = (
     random.Random,
     LabNetwork,
     LabPeers,
+    Process,
+    contextvars.Context,
+    asyncio.Handle,
+    World,
 )
 """Where a walk of the object graph would leave the relay's process for the lab around it and the other nodes."""
 
 
 def leaves_the_process(one: object) -> bool:
-    wire = isinstance(one, types.CoroutineType) and one.cr_code is LabNetwork.carry.__code__
-    return wire or isinstance(one, _NOT_THE_PROCESS)
+    return isinstance(one, _NOT_THE_PROCESS)
 
 
 class Adversary:
@@ -114,7 +119,8 @@ class Adversary:
     async def search_disk(self, machine: Machine) -> None:
         """Open everything on the disk that the node's own keyring and key open."""
         copy = machine.copy()
-        store = InlineStore.from_image(copy.store)
+        opened = copy.opened()
+        store = opened.inner
         sealer = KeyringSealer.in_memory(
             node_key=Secret.of(machine.node_key), entropy=SeededEntropy("adversary"), image=copy.keyring
         )
@@ -130,7 +136,7 @@ class Adversary:
             except AuthenticationError:
                 continue  # erased
             self.found.add(bytes(bits.view()))
-        await store.close()
+        opened.abandon()
 
     # --- what can be made of it
 
@@ -213,7 +219,7 @@ async def attacked(agreement: Callable[[SeededEntropy], object]) -> tuple[World,
     world = World(NET, seed=5, settings=SMALL, agreement=agreement)
     adversary = Adversary()
     world.network.listen = adversary.hear
-    world.disk_delay = (0.001, 0.003)
+    world.set_disk_delay(0.001, 0.003)
     await world.start_all()
     world.network.handlers[RELAY] = spied(adversary, world)
     for _ in range(8):

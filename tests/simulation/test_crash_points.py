@@ -12,10 +12,10 @@ from trenza.base.names import NodeId, SaeId
 from trenza.base.units import Bits
 from trenza.core.delivery import IssueRequest
 from trenza.kms.context import Settings
+from trenza.lab.client import Client
 from trenza.lab.disk import DeathAt
 from trenza.lab.history import violations
 from trenza.lab.loop import run
-from trenza.lab.story import Client
 from trenza.lab.world import World
 
 THREE = network("ABC", "AB BC", {"A1 C1": "emergency", "A1 B1": "default", "A1 A2": "local", "C1 B1": "pad"})

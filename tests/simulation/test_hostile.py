@@ -22,8 +22,9 @@ from trenza.base.errors import RefusedError
 from trenza.base.names import NodeId, SaeId
 from trenza.core.delivery import IssueRequest
 from trenza.kms.demand import Want
+from trenza.lab.client import Client
 from trenza.lab.loop import run
-from trenza.lab.story import SMALL, Client
+from trenza.lab.plan import SMALL
 from trenza.lab.world import World
 from trenza.wire.peer import SegmentDrop
 

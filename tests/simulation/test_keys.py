@@ -23,7 +23,7 @@ from trenza.core.delivery import Wishes
 from trenza.core.policy import Policy, Rule
 from trenza.core.strand import Origin
 from trenza.lab.loop import run
-from trenza.lab.story import SMALL
+from trenza.lab.plan import SMALL
 from trenza.lab.world import World
 
 TWO = network("AB", "AB", {"A1 B1": "default", "A2 B2": "emergency", "A1 B2": "default"})

@@ -20,10 +20,11 @@ from trenza.core.exchange import NO_ROOT, answer_message, offer_message, root_ta
 from trenza.core.provenance import SegmentRecord
 from trenza.kms.node import Node
 from trenza.lab.loop import run
+from trenza.lab.machine import Machine
 from trenza.lab.network import Handler
+from trenza.lab.plan import SMALL
 from trenza.lab.standins import LabAgreement, SeededEntropy
-from trenza.lab.story import SMALL
-from trenza.lab.world import Machine, World
+from trenza.lab.world import World
 from trenza.wire.peer import (
     ExchangeAnswer,
     ExchangeOffer,

@@ -18,7 +18,7 @@ from trenza.kms.demand import Want
 from trenza.kms.ports import Change
 from trenza.lab.loop import run
 from trenza.lab.network import Handler
-from trenza.lab.story import SMALL
+from trenza.lab.plan import SMALL
 from trenza.lab.world import World
 from trenza.wire.peer import Hello, Knock, PeerMessage, SegmentCommit, SegmentOffer
 

@@ -4,34 +4,27 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import replace
+from collections import Counter
 from pathlib import Path
 
 import pytest
-from tests.simulation.networks import network, ring
+from tests.simulation.networks import network
 
+from trenza.app.scenario import load_scenario
 from trenza.base.names import NodeId
 from trenza.base.units import Nanoseconds
 from trenza.core.provenance import FORMAT_VERSION, KeyRecord
 from trenza.lab.history import Delivered, History, Issued, Recorded, Sent, violations
 from trenza.lab.loop import run
-from trenza.lab.network import Weather
-from trenza.lab.story import Outcome, Plan, live_through
+from trenza.lab.plan import CALM, FAULTS, STORM, Plan
+from trenza.lab.story import Outcome, live_through
 from trenza.wire.peer import PadRange, Relay
 
-CALM = Plan(seconds=20.0, weather=Weather(), crash=0.0, cut=0.0, device=0.0, restore=0.0)
-STORM = Plan(
-    weather=Weather(lose=0.1, repeat=0.1, delay=(0.0005, 0.5)),
-    disk_delay=(0.0, 0.1),
-    crash=0.5,
-    cut=0.4,
-    device=0.4,
-    restore=0.3,
-)
+RING = load_scenario("lab-ring")
 
 
 def lived(seed: int, plan: Plan | None = None) -> Outcome:
-    return run(live_through(ring(), seed=seed, plan=plan))
+    return run(live_through(RING, seed=seed, plan=plan))
 
 
 def issued_and_delivered(outcome: Outcome) -> tuple[int, int]:
@@ -39,35 +32,47 @@ def issued_and_delivered(outcome: Outcome) -> tuple[int, int]:
     return counts["Issued"], counts["Delivered"]
 
 
-@pytest.mark.parametrize("seed", range(16))
-def test_no_qkd_bit_is_used_twice_in_trouble(seed) -> None:
+@pytest.mark.parametrize("seed", range(12))
+def test_no_rule_is_broken_in_trouble(seed) -> None:
     outcome = lived(seed)
     assert outcome.broken == []
-    assert min(issued_and_delivered(outcome)) > 20
+    assert outcome.issued >= Plan().keys
+    assert issued_and_delivered(outcome)[1] > outcome.issued // 2
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_no_qkd_bit_is_used_twice_in_a_storm(seed) -> None:
+@pytest.mark.parametrize("seed", range(2))
+def test_no_rule_is_broken_in_a_storm(seed) -> None:
     assert lived(seed, STORM).broken == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(1_000, 1_150))
-def test_no_qkd_bit_is_used_twice_in_many_troubles(seed) -> None:
-    assert lived(seed).broken == []
+@pytest.mark.parametrize("first", range(1_000, 1_320, 20))
+def test_no_rule_is_broken_in_many_troubles(first) -> None:
+    """320 seeds with all faults on; `trenza lab run lab-ring --seeds N-N --trace -` shows one again."""
+    outcomes = {seed: lived(seed) for seed in range(first, first + 20)}
+    assert {seed: one.broken for seed, one in outcomes.items() if one.broken} == {}
+    assert min(one.issued for one in outcomes.values()) >= Plan().keys
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2_000, 2_100))
-def test_no_qkd_bit_is_used_twice_in_many_storms(seed) -> None:
-    assert lived(seed, replace(STORM, seconds=80.0)).broken == []
+@pytest.mark.parametrize("seed", range(2_000, 2_020))
+def test_no_rule_is_broken_in_many_storms(seed) -> None:
+    assert lived(seed, STORM).broken == []
+
+
+@pytest.mark.slow
+def test_every_kind_of_fault_fires_in_at_least_30_percent_of_the_seeds() -> None:
+    seeds = range(5_000, 5_060)
+    fired = Counter(kind for seed in seeds for kind in lived(seed).fired)
+    assert {kind: fired[kind] for kind in FAULTS if fired[kind] < 0.3 * len(seeds)} == {}
+    assert set(fired) == set(FAULTS)
 
 
 def test_in_calm_weather_nearly_nothing_is_refused() -> None:
     outcome = lived(5, CALM)
     assert outcome.broken == []
+    assert set(outcome.fired) <= {"messages reordered"}  # which delays alone bring about
     issued, delivered = issued_and_delivered(outcome)
-    assert issued > 100
     refusals = [event for event in outcome.history.events if getattr(event, "deed", "") == "issue"]
     assert len(refusals) <= issued // 20
     assert delivered > issued // 2

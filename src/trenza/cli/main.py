@@ -42,6 +42,7 @@ COMMANDS: Final = {
     "sae": Entry("sae", "Add and remove applications of a demo network."),
     "book": Entry("book", "Read, sign and install the policy book."),
     "scenario": Entry("scenario", "List and check scenarios."),
+    "lab": Entry("lab", "Run networks in virtual time, and look for a history that must not be."),
     "node": Entry("node", "Run one node from its configuration."),
     "devices": Entry("node", "Run emulated QKD devices from their configuration."),
     "completion": Entry("completion", "Print the completion script of a shell."),

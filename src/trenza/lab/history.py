@@ -18,10 +18,12 @@ import msgspec
 from trenza.base.names import NodeId, SaeId
 from trenza.base.secret import Secret
 from trenza.base.units import Bits
-from trenza.core.provenance import KeyRecord, SegmentRecord
+from trenza.core.provenance import DoubtfulRecord, KeyRecord, SegmentRecord
 from trenza.core.recipe import recipe_named
-from trenza.core.strand import Origin
-from trenza.kms.ports import Append, Change
+from trenza.core.strand import STRAND_BYTES, Origin
+from trenza.kms import rows
+from trenza.kms.pads import BlockRow, UsedRow
+from trenza.kms.ports import Append, Change, Delete, Insert, Put, Table
 from trenza.wire.peer import PadRange, Relay, canonical
 
 
@@ -35,6 +37,7 @@ class Issued:
     targets: tuple[SaeId, ...]
     recipe: str
     digest: str = field(repr=False)
+    place: Place | None = None  # None: drawn, not made of slots
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,7 @@ class Delivered:
     initiator: SaeId
     target: SaeId
     digest: str = field(repr=False)
+    place: Place | None = None  # None: it waited at the target's node, and was not made of slots there
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,7 @@ class Refused:
     caller: SaeId
     other: SaeId
     code: str
+    key_ids: tuple[UUID, ...] = ()  # what it asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +71,102 @@ class Sent:
     time: float
     sender: NodeId
     message: Relay
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an issued key's slots lie: of whom, in which window, and which."""
+
+    issuer: NodeId
+    peer: NodeId
+    window: int
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """A node gave up, durably, the slots of a window below a mark: only these it may issue."""
+
+    time: float
+    node: NodeId
+    peer: NodeId
+    window: int
+    segment: bytes
+    first: int
+    mark: int
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """A node gave the slots of a window, durably, to the node that issues from it; told again when it shrinks."""
+
+    time: float
+    node: NodeId
+    peer: NodeId
+    window: int
+    segment: bytes
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A node forgot, durably, a window that it had granted."""
+
+    time: float
+    node: NodeId
+    peer: NodeId
+    window: int
+
+
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """A node noted, durably, that slots of a window it granted are delivered."""
+
+    time: float
+    node: NodeId
+    peer: NodeId
+    slots: tuple[tuple[int, int], ...]  # window and slot
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A node made a block of link key durable; the keys of the device that it is made of, at the end that drew."""
+
+    time: float
+    node: NodeId
+    block: bytes
+    units: int
+    device_keys: tuple[bytes, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """A node noted, durably, which units of a block are used."""
+
+    time: float
+    node: NodeId
+    block: bytes
+    used: int  # bit n is unit n
+
+
+@dataclass(frozen=True, slots=True)
+class Forgot:
+    """A node came back without its memory, or with an old one: what it held until then may be lost."""
+
+    time: float
+    node: NodeId
+    goes_on: bool = False  # it has two lives from now on, each of which may drop what the other did
+
+
+@dataclass(frozen=True, slots=True)
+class Doubted:
+    """A node that started anew said of which slots a crash had left no record."""
+
+    time: float
+    node: NodeId
+    record: DoubtfulRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +196,23 @@ class Trouble:
     what: str
 
 
-Event = Issued | Delivered | Refused | Sent | Recorded | Filled | Trouble
+Event = (
+    Issued
+    | Delivered
+    | Refused
+    | Sent
+    | Reserved
+    | Granted
+    | Ended
+    | Handed
+    | Stored
+    | Used
+    | Recorded
+    | Doubted
+    | Filled
+    | Forgot
+    | Trouble
+)
 
 
 class History:
@@ -105,33 +222,84 @@ class History:
         self.seed = seed
         self.events: list[Event] = []
         self._key = f"history {seed}".encode()
+        self._extents: dict[tuple[NodeId, NodeId, int], tuple[bytes, int, int]] = {}  # of windows, as last told
 
     def add(self, event: Event) -> None:
         self.events.append(event)
 
     def digest(self, key: Secret) -> str:
-        """Return what stands for key bytes here; equal for equal keys of this history only."""
-        return hmac.digest(self._key, bytes(key.view()), "sha256").hex()
+        """Return what stands for key bytes here, strand by strand; equal for equal bytes of this history only."""
+        bits = bytes(key.view())
+        strands = [bits[at : at + STRAND_BYTES] for at in range(0, len(bits), STRAND_BYTES)]
+        told = [one for one in strands if len(one) == STRAND_BYTES] or strands  # a short tail may be equal by chance
+        return " ".join(hmac.digest(self._key, strand, "sha256").hex()[:32] for strand in told)
 
     def note_commit(self, time: float, node: NodeId, changes: Sequence[Change]) -> None:
         """Write down what of a durable commit matters to the checkers."""
+        handed: dict[NodeId, list[tuple[int, int]]] = {}
         for change in changes:
-            if not isinstance(change, Append):
-                continue
-            if change.kind == "segment":
-                self.add(Filled(time, node, SegmentRecord.decode(change.body)))
-            elif any(term.startswith("segment:") for term in change.terms):
-                self.add(Recorded(time, node, change.kind, msgspec.msgpack.decode(change.body, type=KeyRecord)))
+            match change:
+                case Put() | Insert():
+                    self._note_row(time, node, change, handed)
+                case Append():
+                    self._note_entry(time, node, change)
+                case Delete(Table.WINDOW, key) if key[:1] == rows.HOLDER:
+                    peer, rest = rows.split_peer(key[1:])
+                    self.add(Ended(time, node, peer, int.from_bytes(rest, "big")))
+                case _:
+                    pass
+        for peer, slots in handed.items():
+            self.add(Handed(time, node, peer, tuple(slots)))
+
+    def _note_entry(self, time: float, node: NodeId, entry: Append) -> None:
+        if entry.kind == "segment":
+            self.add(Filled(time, node, SegmentRecord.decode(entry.body)))
+        elif entry.kind == "doubtful":
+            self.add(Doubted(time, node, msgspec.msgpack.decode(entry.body, type=DoubtfulRecord)))
+        elif any(term.startswith("segment:") for term in entry.terms):
+            self.add(Recorded(time, node, entry.kind, msgspec.msgpack.decode(entry.body, type=KeyRecord)))
+
+    def _note_row(
+        self, time: float, node: NodeId, row: Put | Insert, handed: dict[NodeId, list[tuple[int, int]]]
+    ) -> None:
+        match row.table:
+            case Table.WINDOW:
+                self._note_window(time, node, row)
+            case Table.DELIVERED:
+                peer, rest = rows.split_peer(row.key)
+                slot = int.from_bytes(rest[:4], "big"), int.from_bytes(rest[4:], "big")
+                handed.setdefault(peer, []).append(slot)
+            case Table.LINK_BLOCK:
+                block = msgspec.msgpack.decode(row.value, type=BlockRow)
+                self.add(Stored(time, node, row.key, block.units, block.key_ids))
+            case Table.LINK_USED:
+                used = msgspec.msgpack.decode(row.value, type=UsedRow).used
+                self.add(Used(time, node, row.key, int.from_bytes(used, "little")))
+            case _:
+                pass
+
+    def _note_window(self, time: float, node: NodeId, change: Put | Insert) -> None:
+        peer, rest = rows.split_peer(change.key[1:])
+        window = int.from_bytes(rest, "big")
+        if change.key[:1] == rows.ISSUER:
+            issuer = rows.decode(change.value, rows.IssuerWindowRow)
+            self.add(Reserved(time, node, peer, window, issuer.segment, issuer.first, issuer.next))
+            return
+        held = rows.decode(change.value, rows.HeldWindowRow)
+        extent = held.segment, held.first, held.count
+        if isinstance(change, Insert) or self._extents.get((node, peer, window)) != extent:
+            self._extents[node, peer, window] = extent
+            self.add(Granted(time, node, peer, window, *extent))
 
     def trace(self) -> Iterator[str]:
-        """Yield one line an event: two runs of one seed give the same lines."""
+        """Yield one line an event, of decisions and not of bytes: two runs of one seed give the same lines."""
         for event in self.events:
             match event:
                 case Issued() | Delivered() as one:
                     yield f"{one} {one.digest}"
                 case Sent(time, sender, message):
-                    body = message.ciphertext.hex()
-                    yield f"{time:.6f} {sender} relay {message.relay.hex()} {message.position} {body}"
+                    used = [f"{named.block.hex()}[{named.first}:+{named.count}]" for named in message.pads]
+                    yield f"{time:.6f} {sender} relay {message.relay.hex()} {message.position} {' '.join(used)}"
                 case other:
                     yield str(other)
 
@@ -148,6 +316,7 @@ def violations(history: History) -> list[str]:
     return [
         *_keys_agree(history),
         *_delivered_once(history),
+        *_issued_from_what_was_reserved(history),
         *_slots_used_once(history),
         *_units_used_once(history),
         *_strands_derived_once(history),
@@ -187,6 +356,28 @@ def _delivered_once(history: History) -> Iterator[str]:
             known = issued.get(event.key_id)
             if known is not None and (known.initiator != event.initiator or event.target not in known.targets):
                 yield f"key {event.key_id} was delivered to {event.target}, which is not its target"
+
+
+def _issued_from_what_was_reserved(history: History) -> Iterator[str]:
+    """Every key that left is made of slots given up durably before it left, and no two keys share one.
+
+    What the ledger says is not believed here: it is written behind, and a crash may leave it short.
+    """
+    reserved: dict[tuple[NodeId, NodeId, int], Reserved] = {}
+    used: dict[tuple[bytes, int], UUID] = {}
+    for event in history.events:
+        if isinstance(event, Reserved):
+            reserved[event.node, event.peer, event.window] = event
+        if not isinstance(event, Issued) or event.place is None:
+            continue
+        place = event.place
+        within = reserved.get((place.issuer, place.peer, place.window))
+        if within is None or not within.first <= place.first <= place.first + place.count <= within.mark:
+            yield f"key {event.key_id} was issued from slots that were not reserved durably before"
+            continue
+        for slot in range(place.first, place.first + place.count):
+            if used.setdefault((within.segment, slot), event.key_id) != event.key_id:
+                yield f"slot {slot} of segment {within.segment.hex()} is in two keys that were issued"
 
 
 def _slots_used_once(history: History) -> Iterator[str]:

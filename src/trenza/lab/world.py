@@ -3,34 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 from hashlib import sha256
-from uuid import UUID
 
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PrivateKey
 
-from trenza.adapters.anchor import MemoryAnchor
 from trenza.adapters.keyring import KeyringSealer
-from trenza.adapters.sqlite import InlineStore
 from trenza.app.scenario import Link, Scenario
-from trenza.base.errors import DeviceUnavailableError, TrenzaError
-from trenza.base.names import NodeId
+from trenza.base.errors import TrenzaError
+from trenza.base.names import LinkId, NodeId
 from trenza.base.secret import Secret
-from trenza.base.units import Bits, BitsPerSecond, Decibel
+from trenza.base.units import Bits, BitsPerSecond, Decibel, Seconds
 from trenza.core.policy import SignedBook, bytes_to_sign, message_of
-from trenza.core.strand import Supply
 from trenza.kms.context import Context, LinkEnd, Settings
 from trenza.kms.node import Node
-from trenza.kms.ports import DeviceLimits, KeyAgreement, RawKey
-from trenza.lab.disk import DeathAt, LabDisk
+from trenza.kms.ports import Change, KeyAgreement
+from trenza.lab.disk import LabDisk
 from trenza.lab.history import History, Sent, Trouble
 from trenza.lab.loop import VirtualClock
+from trenza.lab.machine import Copy, GroupAnchor, LabDevice, Machine
 from trenza.lab.network import LabNetwork, LabPeers, Weather
+from trenza.lab.process import Process
 from trenza.lab.standins import LabAgreement, LabNotary, LabSigner, SeededEntropy
-from trenza.qkd.emulator.pair import DeviceEnd, EmulatedPair
+from trenza.lab.volume import Volume, VolumeSlots, VolumeStore
+from trenza.qkd.emulator.pair import EmulatedPair
 from trenza.qkd.emulator.settings import End, KeyLimits, PairSettings
 from trenza.qkd.physics.devices import DEVICE_CLASSES
 from trenza.wire.peer import Relay
@@ -38,78 +38,8 @@ from trenza.wire.peer import Relay
 LIMITS = KeyLimits(default_size=Bits(256), min_size=Bits(64), max_size=Bits(65_536), max_keys_per_request=128)
 
 
-class LabDevice:
-    """A device end within reach of the hand: the LinkDevice port without a socket."""
-
-    def __init__(self, end: DeviceEnd) -> None:
-        self._end = end
-
-    async def limits(self) -> DeviceLimits:
-        limits = self._end.limits
-        stored = self._end.stored_key_count(limits.default_size) * limits.default_size
-        return DeviceLimits(Bits(stored), limits.max_keys_per_request, Bits(limits.max_size), Bits(limits.min_size))
-
-    async def draw(self, *, number: int, size: Bits) -> list[RawKey]:
-        return _raw(self._end.draw, number, size)
-
-    async def fetch(self, key_ids: Sequence[UUID]) -> list[RawKey]:
-        return _raw(self._end.fetch, key_ids)
-
-
-def _raw(deed: object, *arguments: object) -> list[RawKey]:
-    assert callable(deed)
-    try:
-        return [RawKey(key.key_id, key.secret, Supply(key.supply.value)) for key in deed(*arguments)]
-    except TrenzaError as error:
-        raise DeviceUnavailableError(error.message) from None
-
-
-class GroupAnchor(MemoryAnchor):
-    """An anchor that is told of every commit group once a life has named its store."""
-
-    _identity: bytes | None = None
-
-    def remember(self, identity: bytes, counter: int) -> None:
-        self._identity = identity
-        super().remember(identity, counter)
-
-    def note(self, counter: int) -> None:
-        if self._identity is not None:
-            super().remember(self._identity, counter)
-
-
-@dataclass(slots=True)
-class Copy:
-    """A copy of a machine's data directory."""
-
-    store: bytes = field(repr=False)
-    keyring: bytes = field(repr=False)
-
-
-@dataclass(slots=True)
-class Machine:
-    """One node's machine: its disk, its anchor, and the process on it while there is one."""
-
-    name: NodeId
-    node_key: bytes = field(repr=False)
-    anchor: GroupAnchor = field(default_factory=GroupAnchor)
-    disk: Copy | None = None
-    node: Node | None = None
-    store: LabDisk | None = None
-    peers: LabPeers | None = None
-    sealer: KeyringSealer | None = None
-    task: asyncio.Task[None] | None = None
-    lives: int = 0
-    commits: int = 0  # called so far, in all lives
-    death: DeathAt | None = None
-    tag: str = ""  # tells a clone's randomness from the original's
-
-    def copy(self) -> Copy:
-        """Take a copy of the data directory, as a backup does."""
-        if self.store is None or self.sealer is None:
-            assert self.disk is not None, "the machine was never started"
-            return self.disk
-        return Copy(self.store.inner.image(), self.sealer.image())
+_PATIENCE = 10.0
+"""Seconds after which a process that is to stop is killed."""
 
 
 class World:
@@ -138,18 +68,30 @@ class World:
         self.seed = seed
         self.agreement = agreement
         self.history = History(seed)
-        self.disk_delay = (0.0, 0.003)
+        self.fired: Counter[str] = Counter()  # faults by kind
+        self.lost: list[str] = []  # durable commits that a crash took back: always a bug
         self.failures: dict[NodeId, BaseException] = {}  # processes that fell over by themselves: always a bug
         self.chance = random.Random(f"world {seed}")  # noqa: S311 - histories must repeat
-        self.network = LabNetwork(random.Random(f"network {seed}"), self._note_relay)  # noqa: S311
-        self.clock = VirtualClock(asyncio.get_running_loop())
+        self.network = LabNetwork(
+            random.Random(f"network {seed}"),  # noqa: S311
+            self._note_relay,
+            self._note_failure,
+            self.fired,
+        )
+        self.clock = VirtualClock(asyncio.get_running_loop())  # the lab's own: true time
+        self._clones = 0
         self.notary = LabNotary(f"notary {seed}")
         self.settings = settings or Settings()
         self.officer = MLDSA65PrivateKey.from_seed_bytes(seed.to_bytes(32, "big"))
         self.book = self.sign_book(version=1)
         self.pairs = {link.name: self._pair(link) for link in scenario.links}
+        self.homes = {sae.name: sae.node for sae in scenario.saes}
         self.machines = {
-            node.name: Machine(node.name, bytes(SeededEntropy(f"node key {seed} {node.name}").token(32)))
+            node.name: Machine(
+                node.name,
+                bytes(SeededEntropy(f"node key {seed} {node.name}").token(32)),
+                VirtualClock(asyncio.get_running_loop()),
+            )
             for node in scenario.nodes
         }
 
@@ -174,6 +116,15 @@ class World:
     def _note_relay(self, sender: NodeId, message: Relay) -> None:
         self.history.add(Sent(self.clock.elapsed(), sender, message))
 
+    def set_disk_delay(self, least: float, most: float) -> None:
+        """Let every disk take that many seconds a commit group."""
+        for machine in self.machines.values():
+            machine.health.delay = (least, most)
+
+    def set_clock(self, name: NodeId, skew: Seconds, drift: float) -> None:
+        """Give a machine a clock that is off; before its first start."""
+        self.machines[name].clock = VirtualClock(asyncio.get_running_loop(), skew=skew, drift=drift)
+
     def set_weather(self, weather: Weather) -> None:
         self.network.weather = weather
 
@@ -195,26 +146,32 @@ class World:
         machine.lives += 1
         name, life = machine.name, f"{self.seed} {machine.name} {machine.tag}{machine.lives}"
         entropy = SeededEntropy(f"entropy {life}")
-        disk, note = machine.disk, machine.anchor.note
-        inner = InlineStore(on_group=note) if disk is None else InlineStore.from_image(disk.store, on_group=note)
+        volume = Volume(None if machine.disk is None else machine.disk.files)
+        process = Process(
+            machine.place, fatal_step=machine.fatal_step, on_death=lambda: self._die(machine, "a step of its own")
+        )
+        machine.fatal_step = 0
         store = LabDisk(
-            inner,
+            VolumeStore.open(volume),
             chance=random.Random(f"disk {life}"),  # noqa: S311
-            delay=self.disk_delay,
-            observe=lambda changes: self.history.note_commit(self.clock.elapsed(), name, changes),
+            health=machine.health,
+            observe=partial(self._note_commit, machine),
+            on_group=machine.anchor.note,
             commits=machine.commits,
             death=machine.death,
-            on_death=lambda: self._die(machine),
+            on_death=lambda: self._die(machine, str(machine.death)),
+            fired=self.fired,
         )
+        self._settle(machine, store)
         peers = LabPeers(self.network, name)
-        image = b"" if disk is None else disk.keyring
-        sealer = KeyringSealer.in_memory(node_key=Secret.of(machine.node_key), entropy=entropy, image=image)
+        slots = VolumeSlots(volume, lambda: asyncio.sleep(store.pause()))
+        sealer = KeyringSealer(slots, node_key=Secret.of(machine.node_key), entropy=entropy)
         context = Context(
             name=name,
             store=store,
             sealer=sealer,
             peers=peers,
-            clock=self.clock,
+            clock=machine.clock,
             entropy=entropy,
             signer=LabSigner(self.notary, name),
             verifier=self.notary,
@@ -222,87 +179,116 @@ class World:
             settings=replace(self.settings),
             officer=self.officer.public_key().public_bytes_raw(),
             preshared={peer: Secret.of(secret) for peer, secret in preshared.items()},
-            place=sha256(f"place {name} {machine.tag}".encode()).digest()[:16],
+            place=sha256(machine.place.encode()).digest()[:16],  # one process at a time, as its data directory's lock
         )
         for link in self.scenario.links_of(name):
             one, other = link.ends
             end, peer = (End.A, other) if name == one else (End.B, one)
-            context.links[link.name] = LinkEnd(link.name, peer, LabDevice(self.pairs[link.name].end(end)))
+            device = LabDevice(self.pairs[link.name].end(end), is_mute=partial(self._is_mute, machine, link.name))
+            context.links[link.name] = LinkEnd(link.name, peer, device)
         node = Node(context, anchor=machine.anchor)
-        machine.store, machine.sealer, machine.peers = store, sealer, peers
         loaded = asyncio.Event()
-        machine.task = asyncio.create_task(self._live(machine, node, loaded, answers=answers), name=f"node {name}")
-        machine.task.add_done_callback(lambda task: self._note_end(name, task))
+        machine.store, machine.peers, machine.process = store, peers, process
+        machine.main = process.spawn(self._live(machine, process, node, loaded, answers=answers), name=f"node {name}")
+        machine.main.add_done_callback(partial(self._note_end, machine, process))
         await loaded.wait()
 
-    async def _live(self, machine: Machine, node: Node, loaded: asyncio.Event, *, answers: bool) -> None:
+    def _settle(self, machine: Machine, store: LabDisk) -> None:
+        """Find out what of the last life's doubtful commits is there; what was answered must be."""
+        doubt, machine.doubt = machine.doubt, None
+        if doubt is None:
+            return
+        found = store.counter() - doubt.durable
+        if found < 0:
+            self.lost.append(f"{machine.place} lost {-found} commits that were answered")
+        for changes in doubt.tried[: max(0, found)]:
+            self._note_commit(machine, changes)
+
+    def _is_mute(self, machine: Machine, link: LinkId) -> bool:
+        if link not in machine.mute:
+            return False
+        self.fired["device mute"] += 1
+        return True
+
+    def _note_commit(self, machine: Machine, changes: Sequence[Change]) -> None:
+        self.history.note_commit(self.clock.elapsed(), machine.name, changes)
+
+    async def _live(
+        self, machine: Machine, process: Process, node: Node, loaded: asyncio.Event, *, answers: bool
+    ) -> None:
         """Be the process: load, answer the network, and run until killed."""
         try:
             await node.start(self.book)
         finally:
             loaded.set()
-        if machine.task is not asyncio.current_task():
+        if process.dead:
             return  # killed at the last moment
         machine.node = node  # until here nobody can reach it
+        machine.handler = lambda peer, message: process.spawn(node.handle(peer, message))
         if answers:
             self.network.attached.pop(machine.name, None)
-            self.network.handlers[machine.name] = node.handle
+            self.network.handlers[machine.name] = machine.handler
         await node.run()
 
-    def _note_end(self, name: NodeId, task: asyncio.Task[None]) -> None:
+    def _note_end(self, machine: Machine, process: Process, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
-        if error is not None and name not in self.failures:
-            self.failures[name] = error
+        if process.dead or error is None:
+            return
+        if isinstance(error, TrenzaError):  # as where the disk fails while it starts: whoever supervises tries again
+            self.history.add(Trouble(self.clock.elapsed(), f"{machine.place} cannot start: {error.code}"))
+            self._kill(machine)
+            return
+        self._note_failure(machine.name, error)
 
-    def _die(self, machine: Machine) -> None:
-        self.history.add(Trouble(self.clock.elapsed(), f"{machine.name} dies at {machine.death}"))
+    def _note_failure(self, name: NodeId, error: BaseException) -> None:
+        self.failures.setdefault(name, error)
+
+    def _die(self, machine: Machine, where: str) -> None:
+        self.history.add(Trouble(self.clock.elapsed(), f"{machine.place} dies at {where}"))
+        self.fired["death at a commit" if machine.death else "death at an await"] += 1
+        machine.death = None
         self._kill(machine)
 
     async def start_all(self) -> None:
         for name in sorted(self.machines):
             await self.start(name)
 
-    def kill(self, name: NodeId) -> asyncio.Task[None] | None:
+    def kill(self, name: NodeId) -> None:
         """Kill the process at this instant: what was committed stays, everything else is gone, nobody is told.
 
-        Returns:
-            The task that still unwinds; it can neither write nor be heard.
+        What still unwinds can neither write nor be heard.
         """
-        return self._kill(self.machines[name])
+        self._kill(self.machines[name])
 
-    def _kill(self, machine: Machine) -> asyncio.Task[None] | None:
-        machine.disk = machine.copy()
-        if machine.node is not None and self.network.handlers.get(machine.name) == machine.node.handle:
+    def _kill(self, machine: Machine, *, power: bool = False) -> list[asyncio.Task[object]]:
+        if machine.handler is not None and self.network.handlers.get(machine.name) is machine.handler:
             del self.network.handlers[machine.name]
-        task, store, peers = machine.task, machine.store, machine.peers
-        machine.node = machine.store = machine.sealer = machine.peers = machine.task = None
-        if store is not None:
-            machine.commits = store.commits
-            store.die()
-        if peers is not None:
-            peers.dead = True
-        if task is not None:
-            task.cancel()
-        return task
+        return machine.end(power=power)
 
-    async def crash(self, name: NodeId) -> None:
-        """Kill the process and wait until nothing of it is left."""
-        await self._crash(self.machines[name])
+    async def stop(self, name: NodeId) -> None:
+        """Stop a node in good order, as a service manager does; it may take some seconds."""
+        machine = self.machines[name]
+        if machine.main is not None:
+            machine.main.cancel()
+            await asyncio.wait([machine.main], timeout=_PATIENCE)
+        await self._crash(machine)
 
-    async def _crash(self, machine: Machine) -> None:
-        task = self._kill(machine)
-        if task is not None:
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+    async def crash(self, name: NodeId, *, power: bool = False) -> None:
+        """Kill the process and wait until nothing of it is left; with `power`, the whole machine goes down."""
+        await self._crash(self.machines[name], power=power)
+
+    async def _crash(self, machine: Machine, *, power: bool = False) -> None:
+        await asyncio.gather(*self._kill(machine, power=power), return_exceptions=True)
 
     def restore(self, name: NodeId, copy: Copy) -> None:
         """Put an old copy of the data directory in place of the present one; the node must be down."""
-        assert self.machines[name].node is None, "crash it first"
-        self.machines[name].disk = copy
+        machine = self.machines[name]
+        assert machine.process is None, "crash it first"
+        machine.disk, machine.doubt = copy, None
 
     def lose_anchor(self, name: NodeId) -> None:
         """Boot the machine: what was remembered outside the data directory is gone; the node must be down."""
-        assert self.machines[name].node is None, "crash it first"
+        assert self.machines[name].process is None, "crash it first"
         self.machines[name].anchor = GroupAnchor()
 
     async def start_clone(self, name: NodeId, *, anchor_too: bool) -> Machine:
@@ -313,7 +299,8 @@ class World:
             anchor_too: whether the copy brought the anchor along, as a snapshot of a whole virtual machine does.
         """
         original = self.machines[name]
-        clone = Machine(name, original.node_key, disk=original.copy(), tag="clone ")
+        self._clones += 1
+        clone = Machine(name, original.node_key, original.clock, disk=original.copy(), tag=f"clone {self._clones}")
         known = original.anchor.recall()
         if anchor_too and known is not None:
             clone.anchor.remember(*known)
@@ -321,8 +308,13 @@ class World:
         return clone
 
     async def stop_clone(self, clone: Machine) -> None:
+        """End a clone; the original is heard again if it lives."""
         await self._crash(clone)
-        self.attach(self.machines[clone.name])
+        original = self.machines[clone.name]
+        if original.node is not None:
+            self.attach(original)
+        else:
+            self.network.attached.pop(clone.name, None)
 
     async def start_impostor(self, name: NodeId) -> Machine:
         """Start a stranger who answers and signs in a node's name, as a broken certificate authority allows.
@@ -330,7 +322,7 @@ class World:
         It has a disk of its own and nothing that was installed by hand; the node itself must be down.
         """
         assert self.machines[name].node is None, "crash it first"
-        impostor = Machine(name, bytes(32), tag="impostor ")
+        impostor = Machine(name, bytes(32), self.clock, tag="impostor")
         await self._boot(impostor, preshared={})
         return impostor
 
@@ -339,15 +331,14 @@ class World:
 
     def attach(self, machine: Machine) -> None:
         """Let the network bring messages to this process of a node, and cut every other of that name off."""
-        assert machine.node is not None
+        assert machine.handler is not None
         assert machine.peers is not None
-        self.network.handlers[machine.name] = machine.node.handle
+        self.network.handlers[machine.name] = machine.handler
         self.network.attached[machine.name] = machine.peers
 
     async def stop_all(self) -> None:
         for name in sorted(self.machines):
-            if self.machines[name].task is not None:
-                await self.crash(name)
+            await self.crash(name)
 
     async def until_ready(self, *, within: float = 60.0) -> None:
         """Wait until every pair of the book can issue in both directions."""

@@ -1,0 +1,163 @@
+"""Campaigns: one story after another over a range of seeds, in several processes, and what came of all of them.
+
+What a seed gives depends on nothing but the scenario, the plan and the seed: not on its process nor on its turn. A
+harness that falls over is a failure of its seed like a broken rule, and so is a process of ours that is killed.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from typing import Final
+
+from trenza.app.scenario import Scenario, load_scenario
+from trenza.lab.history import Delivered
+from trenza.lab.loop import run
+from trenza.lab.plan import FAULTS, PLANS
+from trenza.lab.rules import Balance, balance
+from trenza.lab.story import Outcome, Story
+
+_CHUNK: Final = 8
+"""Seeds that a process takes at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one seed gave."""
+
+    seed: int
+    violations: tuple[str, ...]
+    slots: Balance
+    issued: int
+    delivered: int
+    fired: Counter[str]
+    cpu: float  # seconds of processor time
+    virtual: float  # seconds that the story took for those in it
+    harness: str = ""  # where the lab itself fell over
+
+
+@dataclass(slots=True)
+class Tally:
+    """What many seeds gave."""
+
+    seeds: int = 0
+    keys: int = 0
+    delivered: int = 0
+    violations: int = 0
+    fewest_keys: int = 0
+    failing: list[int] = field(default_factory=list)
+    harness_failures: int = 0
+    fired_in: Counter[str] = field(default_factory=Counter)  # seeds by kind of fault
+    slots: Counter[str] = field(default_factory=Counter)
+    cpu: float = 0.0
+    virtual: float = 0.0
+
+    def add(self, one: Verdict) -> None:
+        """Count a verdict."""
+        self.fewest_keys = one.issued if not self.seeds else min(self.fewest_keys, one.issued)
+        self.seeds += 1
+        self.keys += one.issued
+        self.delivered += one.delivered
+        self.violations += len(one.violations)
+        self.harness_failures += bool(one.harness)
+        if one.violations or one.harness:
+            self.failing.append(one.seed)
+        self.fired_in.update(kind for kind in FAULTS if one.fired[kind])
+        for what in ("filled", "issued", "doubtful", "left"):
+            self.slots[what] += getattr(one.slots, what)
+        self.cpu += one.cpu
+        self.virtual += one.virtual
+
+    def document(self, *, scenario: str, plan: str, seconds: float) -> dict[str, object]:
+        """Return all of it, for a program."""
+        return {
+            "scenario": scenario,
+            "plan": plan,
+            "seeds": self.seeds,
+            "keys": self.keys,
+            "delivered": self.delivered,
+            "violations": self.violations,
+            "harness_failures": self.harness_failures,
+            "failing_seeds": sorted(self.failing),
+            "fewest_keys": self.fewest_keys,
+            "slots": dict(self.slots),
+            "faults": {kind: round(self.fired_in[kind] / max(1, self.seeds), 4) for kind in FAULTS},
+            "cpu_seconds": round(self.cpu, 1),
+            "virtual_seconds": round(self.virtual, 1),
+            "seconds": round(seconds, 1),
+        }
+
+
+def lived(scenario: Scenario, seed: int, plan: str) -> Outcome:
+    """Live through one seed."""
+
+    async def story() -> Outcome:
+        return await Story(scenario, seed=seed, plan=PLANS[plan]).run()
+
+    return run(story())
+
+
+def judged(scenario: Scenario, seed: int, plan: str) -> tuple[Verdict, Outcome | None]:
+    """Live through one seed; whatever goes wrong in the lab itself is told, not raised."""
+    began = time.process_time()
+    try:
+        outcome = lived(scenario, seed, plan)
+    except Exception:  # noqa: BLE001 - the harness's own failure is a result too
+        cpu = time.process_time() - began
+        told = traceback.format_exc()
+        return Verdict(seed, (), Balance(0, 0, 0, 0), 0, 0, Counter(), cpu, 0.0, told), None
+    cpu = time.process_time() - began
+    events = outcome.history.events
+    verdict = Verdict(
+        seed=seed,
+        violations=tuple(outcome.broken),
+        slots=balance(outcome.history),
+        issued=outcome.issued,
+        delivered=sum(isinstance(event, Delivered) for event in events),
+        fired=outcome.fired,
+        cpu=cpu,
+        virtual=outcome.seconds,
+    )
+    return verdict, outcome
+
+
+def _chunk(scenario: str, seeds: Sequence[int], plan: str) -> list[Verdict]:
+    """Run some seeds in a process of their own."""
+    logging.disable(logging.WARNING)  # what nodes complain of in trouble is no news here
+    found = load_scenario(scenario)
+    return [judged(found, seed, plan)[0] for seed in seeds]
+
+
+def campaign(scenario: str, seeds: range, *, plan: str, jobs: int) -> Iterator[Verdict]:
+    """Yield the verdict of every seed, as they come.
+
+    Args:
+        scenario: a file, or the name of one that comes with Trenza.
+        seeds: which.
+        plan: a key of lab.plan.PLANS.
+        jobs: processes.
+    """
+    chunk = max(1, min(_CHUNK, -(-len(seeds) // jobs)))
+    chunks = [seeds[at : at + chunk] for at in range(0, len(seeds), chunk)]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=min(jobs, len(chunks)), mp_context=context) as pool:
+        waiting: dict[Future[list[Verdict]], range] = {
+            pool.submit(_chunk, scenario, some, plan): some for some in chunks
+        }
+        for done in as_completed(waiting):
+            try:
+                yield from done.result()
+            except BrokenProcessPool:
+                yield from (_untold(seed) for seed in waiting[done])
+
+
+def _untold(seed: int) -> Verdict:
+    told = "the process that ran this seed, or another of the campaign, was killed"
+    return Verdict(seed, (), Balance(0, 0, 0, 0), 0, 0, Counter(), 0.0, 0.0, told)

@@ -1,0 +1,108 @@
+"""One application's hand in the lab: asks a node, waits so long, and writes down what it got."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, TypeVar
+from uuid import UUID
+
+from trenza.base.errors import TrenzaError
+from trenza.base.names import NodeId, SaeId
+from trenza.core.delivery import DeliveredKey, IssueRequest
+from trenza.core.keyid import read_key_id
+from trenza.core.recipe import recipe_of_code
+from trenza.kms.node import Node
+from trenza.lab.history import Delivered, Issued, Place, Refused
+from trenza.lab.machine import Machine
+from trenza.lab.world import World
+
+T = TypeVar("T")
+
+PATIENCE: Final = 15.0
+"""Seconds a client waits for an answer: a process that died under its request never gives one."""
+
+
+class Client:
+    """An application that may speak for any SAE of the world."""
+
+    def __init__(self, world: World, *, at: Machine | None = None) -> None:
+        """Be a client of the node that serves each caller, or of that on `at`, where two machines have one name."""
+        self._world = world
+        self._at = at
+
+    def _machine(self, sae: SaeId) -> Machine:
+        return self._at or self._world.machines[self._world.homes[sae]]
+
+    async def issue(self, caller: SaeId, request: IssueRequest) -> list[DeliveredKey]:
+        """Ask for keys; an empty list when there was no answer or a refusal."""
+        node = self._machine(caller).node
+        if node is None:
+            return []
+        asked = self._world.clock.elapsed()
+
+        async def deed() -> list[DeliveredKey]:
+            return list(await node.delivery.issue(caller, request))
+
+        keys = await self._ask("issue", caller, request.target, deed, ()) or []
+        history = self._world.history
+        targets = (request.target, *request.additional_targets)
+        for key in keys:
+            digest = history.digest(key.key)
+            place = place_of(node, key, self._world.homes[request.target], issued_here=True)
+            history.add(Issued(asked, key.key_id, caller, targets, key.facts.recipe, digest, place))
+        return keys
+
+    async def fetch(self, caller: SaeId, initiator: SaeId, key_ids: list[UUID]) -> list[DeliveredKey]:
+        """Fetch keys; an empty list when there was no answer or a refusal."""
+        node = self._machine(caller).node
+        if node is None:
+            return []
+
+        async def deed() -> list[DeliveredKey]:
+            return list(await node.delivery.fetch(caller, initiator, key_ids, tls_group="lab"))
+
+        keys = await self._ask("fetch", caller, initiator, deed, tuple(key_ids)) or []
+        history = self._world.history
+        for key in keys:
+            now, digest = self._world.clock.elapsed(), history.digest(key.key)
+            place = place_of(node, key, self._world.homes[initiator], issued_here=False)
+            history.add(Delivered(now, key.key_id, initiator, caller, digest, place))
+        return keys
+
+    async def _ask(
+        self,
+        deed: str,
+        caller: SaeId,
+        other: SaeId,
+        act: Callable[[], Coroutine[Any, Any, T]],
+        key_ids: tuple[UUID, ...],
+    ) -> T | None:
+        process = self._machine(caller).process
+        assert process is not None, "a node lives in a process"
+        try:
+            async with asyncio.timeout(PATIENCE):
+                return await process.ask(act())
+        except TrenzaError as error:
+            code = error.code
+        except TimeoutError:
+            code = "no answer"
+        self._world.history.add(Refused(self._world.clock.elapsed(), deed, caller, other, code, key_ids))
+        return None
+
+
+def place_of(node: Node, key: DeliveredKey, peer: NodeId, *, issued_here: bool) -> Place | None:
+    """Return which slots a key that `node` has just issued or delivered is made of; None for one that was drawn.
+
+    Read from the key's ID under the keys that the two nodes have for it, and believed if it tells of such a key.
+    """
+    for keys in node.id_keys.all_of(peer):
+        try:
+            address = read_key_id(key.key_id, keys.mine if issued_here else keys.theirs)
+            recipe = recipe_of_code(address.recipe)
+        except (ValueError, KeyError, TrenzaError):
+            continue  # another session's
+        if recipe.name == key.facts.recipe and address.size == 8 * len(key.key):
+            issuer, holder = (node.ctx.name, peer) if issued_here else (peer, node.ctx.name)
+            return Place(issuer, holder, address.window, address.slot, recipe.slots_for(address.size))
+    return None

@@ -1,0 +1,112 @@
+"""A process of a lab machine: the tasks of one life, counted step by step, and an end that can come at any of them.
+
+A step is what a task does between two awaits. A process told to die at its n-th step is killed there and then: the
+step is not run, nothing that still unwinds can write or be heard, and whoever waits for an answer waits for ever.
+That is a crash at an await; crashes at writes are the disk's affair (lab/disk).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Generator
+from contextvars import ContextVar, copy_context
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_running: ContextVar[Process | None] = ContextVar("_running", default=None)
+"""The process that the running task belongs to: tasks that it starts belong to it too."""
+
+
+class Process:
+    """One life of a node on a machine."""
+
+    def __init__(self, name: str, *, fatal_step: int = 0, on_death: Callable[[], None]) -> None:
+        """Begin a life without any task.
+
+        Args:
+            name: for people.
+            fatal_step: the process dies when it is about to take this step, counted from 1; 0 is never.
+            on_death: called when it does.
+        """
+        self.name = name
+        self.steps = 0
+        self.fatal_step = fatal_step
+        self.dead = False
+        self.on_death = on_death
+        self._tasks: dict[asyncio.Task[Any], None] = {}  # in the order in which they began
+        self._context = copy_context()
+        self._context.run(_running.set, self)
+
+    def spawn(self, deed: Coroutine[Any, Any, T], *, name: str | None = None) -> asyncio.Task[T]:
+        """Let the process do something."""
+        task = asyncio.get_running_loop().create_task(deed, name=name, context=self._context)
+        self._tasks[task] = None
+        task.add_done_callback(self._tasks.pop)
+        return task
+
+    async def ask(self, deed: Coroutine[Any, Any, T]) -> T:
+        """Let the process do something and wait for it; who gives up does not stop it, as with a connection cut."""
+        if self.dead:
+            deed.close()
+            await asyncio.Event().wait()
+        task = self.spawn(deed)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            asker = asyncio.current_task()
+            if self.dead and asker is not None and not asker.cancelling():
+                await asyncio.Event().wait()
+            raise
+
+    def die(self) -> list[asyncio.Task[Any]]:
+        """End the life at this instant.
+
+        Returns:
+            The tasks that still unwind.
+        """
+        self.dead = True
+        unwinding = list(self._tasks)
+        for task in unwinding:
+            task.cancel()
+        return unwinding
+
+    def take_step(self) -> bool:
+        """Count a step; False when the process dies instead of taking it."""
+        self.steps += 1
+        if self.steps != self.fatal_step or self.dead:
+            return True
+        self.on_death()
+        return False
+
+
+class _Steps(Coroutine[Any, Any, T]):
+    """A coroutine of a process, every step of it counted."""
+
+    __slots__ = ("__weakref__", "_coro", "_process")
+
+    def __init__(self, coro: Coroutine[Any, Any, T], process: Process) -> None:
+        self._coro = coro
+        self._process = process
+
+    def send(self, value: Any) -> Any:
+        if self._process.take_step():
+            return self._coro.send(value)
+        return self._coro.throw(asyncio.CancelledError())
+
+    def throw(self, *error: Any) -> Any:
+        self._process.take_step()  # an error is on its way: whoever dies now unwinds by it
+        return self._coro.throw(*error)
+
+    def close(self) -> None:
+        self._coro.close()
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        return self._coro.__await__()
+
+
+def make_task(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
+    """Make a task for the loop's task factory, its steps counted if it belongs to a process."""
+    context = options.get("context")
+    process = _running.get() if context is None else context.get(_running)
+    return asyncio.Task(coro if process is None else _Steps(coro, process), loop=loop, **options)

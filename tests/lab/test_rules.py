@@ -1,0 +1,203 @@
+"""Every rule can be broken: a forged history that breaks it is found, and its sound neighbour is not."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import pytest
+
+from trenza.base.names import NodeId, SaeId
+from trenza.core.provenance import FORMAT_VERSION, Lineage, SegmentRecord
+from trenza.core.strand import Origin
+from trenza.lab import rules
+from trenza.lab.history import (
+    Delivered,
+    Ended,
+    Filled,
+    Forgot,
+    Granted,
+    Handed,
+    History,
+    Issued,
+    Place,
+    Refused,
+    Reserved,
+    Sent,
+    Stored,
+    Used,
+)
+from trenza.lab.rules import Balance, balance
+from trenza.wire.peer import PadRange, Relay
+
+A, B = NodeId("A"), NodeId("B")
+A1, B1 = SaeId("A1"), SaeId("B1")
+HOMES = {A1: A, B1: B}
+ONE, TWO = UUID(int=1), UUID(int=2)
+SEGMENT, BLOCK = bytes([7]) * 16, bytes([9]) * 16
+RECORD = SegmentRecord(
+    version=FORMAT_VERSION,
+    segment=SEGMENT,
+    leader="A",
+    follower="B",
+    issuer="A",
+    slots=8,
+    origins=(Origin.CLASSICAL, Origin.PQC),
+    lineage=Lineage(bytes(16), "lab", bytes(96), ()),
+    hops=(),
+    created=0,
+    uncertainty=0,
+)
+
+
+def issued(key_id: UUID = ONE, *, first: int = 0, digest: str = "aa", time: float = 5.0) -> Issued:
+    return Issued(time, key_id, A1, (B1,), "hybrid-catkdf", digest, Place(A, B, 1, first, 1))
+
+
+def delivered(key_id: UUID = ONE, *, first: int = 0, digest: str = "aa") -> Delivered:
+    return Delivered(6.0, key_id, A1, B1, digest, Place(A, B, 1, first, 1))
+
+
+def granted(window: int = 1, *, first: int = 0, count: int = 4) -> Granted:
+    return Granted(2.0, B, A, window, SEGMENT, first, count)
+
+
+def reserved(mark: int = 4, *, window: int = 1, first: int = 0) -> Reserved:
+    return Reserved(3.0, A, B, window, SEGMENT, first, mark)
+
+
+def refused(code: str = "unknown-key", *key_ids: UUID, time: float = 7.0) -> Refused:
+    return Refused(time, "fetch", B1, A1, code, key_ids or (ONE,))
+
+
+def sent(*pads: PadRange, relay: int = 1) -> Sent:
+    key = PadRange(BLOCK, 0, 1)
+    return Sent(4.0, A, Relay(bytes([relay]) * 16, SEGMENT, ("A", "B"), 1, "AB", pads, key, b"", (), bytes(16)))
+
+
+def told(rule, *events) -> list[str]:
+    history = History(1)
+    for event in events:
+        history.add(event)
+    if rule is rules.what_was_issued_can_be_fetched:
+        return list(rule(history, homes=HOMES, lease=5.0))
+    return list(rule(history))
+
+
+FILLED = (Filled(1.0, A, RECORD), Filled(1.0, B, RECORD))
+STORED = Stored(1.0, A, BLOCK, 8, (b"device key",))
+HANDED = Handed(5.5, B, A, ((1, 0),))
+
+CASES = [
+    (
+        rules.no_strand_in_two_keys,
+        [issued(digest="aa bb"), delivered(digest="aa bb"), issued(TWO, digest="cc dd")],
+        [issued(digest="aa bb"), issued(TWO, digest="cc bb")],
+        "share bits",
+    ),
+    (rules.deliveries_are_marked_first, [HANDED, delivered()], [delivered(), HANDED], "before its delivery"),
+    (rules.deliveries_are_marked_first, [HANDED, delivered()], [HANDED, delivered(first=1)], "before its delivery"),
+    (
+        rules.slots_are_granted_once,
+        [granted(), granted(2, first=4), reserved()],
+        [granted(), granted(2, first=3)],
+        "twice",
+    ),
+    (
+        rules.slots_are_granted_once,
+        [granted(), granted(count=1), granted(2, first=1)],  # handed back in part, and granted again
+        [granted(), granted(count=2), granted(2, first=1)],
+        "twice",
+    ),
+    (
+        rules.slots_are_granted_once,
+        [granted(), Ended(2.5, B, A, 1), granted(2)],
+        [granted(), Ended(2.5, B, A, 2), granted(2)],
+        "twice",
+    ),
+    (rules.slots_are_granted_once, [granted(), reserved()], [granted(), reserved(window=2)], "not granted like that"),
+    (
+        rules.slots_come_from_segments,
+        [*FILLED, granted(), reserved()],
+        [reserved(), *FILLED],
+        "never made it durable",
+    ),
+    (rules.slots_come_from_segments, [*FILLED, reserved(8)], [*FILLED, reserved(9)], "beyond the end"),
+    (
+        rules.units_are_given_up_first,
+        [STORED, Used(2.0, A, BLOCK, 0b111), sent(PadRange(BLOCK, 1, 2))],
+        [STORED, Used(2.0, A, BLOCK, 0b011), sent(PadRange(BLOCK, 1, 2))],
+        "before its use was durable",
+    ),
+    (
+        rules.units_are_given_up_first,
+        [STORED, Used(2.0, A, BLOCK, 0b111), sent(PadRange(BLOCK, 1, 2))],
+        [STORED, Used(2.0, A, BLOCK, 0b111), sent(PadRange(BLOCK, 8, 1))],
+        "does not hold",
+    ),
+    (
+        rules.device_keys_are_used_once,
+        [STORED, STORED],
+        [STORED, Stored(2.0, A, SEGMENT, 8, (b"device key",))],
+        "is in blocks",
+    ),
+    (rules.what_was_issued_can_be_fetched, [issued(), delivered()], [issued(), refused()], "not to be had"),
+    (  # what a node forgot is excused, with what was issued to it for a lease
+        rules.what_was_issued_can_be_fetched,
+        [issued(), Forgot(5.5, B), refused()],
+        [Forgot(1.0, B), issued(time=6.5), refused()],
+        "not to be had",
+    ),
+    (  # so is what was asked for without an answer; what was refused whole was not touched
+        rules.what_was_issued_can_be_fetched,
+        [issued(), refused("no answer"), refused()],
+        [issued(), refused("unavailable"), refused()],
+        "not to be had",
+    ),
+    (
+        rules.what_was_issued_can_be_fetched,
+        [issued(), Forgot(5.5, A, goes_on=True), issued(TWO, time=60.0), refused("unknown-key", TWO)],
+        [issued(), Forgot(5.5, A, goes_on=True), Forgot(6.0, A), issued(TWO, time=60.0), refused("unknown-key", TWO)],
+        "not to be had",
+    ),
+]
+
+
+@pytest.mark.parametrize(("rule", "sound", "unsound", "sentence"), CASES)
+def test_a_rule_that_is_broken_is_told_and_one_that_is_kept_is_not(rule, sound, unsound, sentence) -> None:
+    assert told(rule, *sound) == []
+    assert any(sentence in line for line in told(rule, *unsound)), told(rule, *unsound)
+
+
+def test_slots_add_up_and_where_they_do_not_it_is_told() -> None:
+    history = History(1)
+    for event in (*FILLED, granted(), reserved(3), issued(), issued(TWO, first=1, digest="bb")):
+        history.add(event)
+    assert balance(history) == Balance(filled=8, issued=2, doubtful=1, left=5)
+    assert list(balance(history).broken()) == []
+    history.add(reserved(9))  # one slot more than there is
+    assert "do not add up" in next(balance(history).broken())
+
+
+def test_all_rules_are_asked() -> None:
+    named = {rule for rule, *_ in CASES}
+    public = {
+        one
+        for name, one in vars(rules).items()
+        if callable(one)
+        and getattr(one, "__module__", "") == rules.__name__
+        and "History" in str(one.__annotations__)
+    }
+    assert public - named == {rules.broken, rules.balance}
+
+
+def test_a_history_tells_strands_apart_and_hides_their_bytes() -> None:
+    from trenza.base.secret import Secret
+
+    history = History(1)
+    one, other = bytes(range(32)), bytes(range(1, 33))
+    told = history.digest(Secret.of(one + other)).split()
+    assert told == [history.digest(Secret.of(one)), history.digest(Secret.of(other))]
+    assert history.digest(Secret.of(one + b"tail")) == told[0]
+    assert history.digest(Secret.of(b"8 bytes!")) != ""
+    assert one.hex()[:32] not in told
+    assert History(2).digest(Secret.of(one)) != told[0]
