@@ -90,7 +90,7 @@ def test_nodes_of_an_earlier_release_go_on_with_their_strands_and_explain_their_
         world = two_nodes()
         for name in NODES:
             machine = world.machines[name]
-            machine.disk = Copy(*old.files[name].values())
+            machine.disk = Copy(old.files[name])
             store = InlineStore.from_image(old.files[name]["store.db"])
             row = rows.decode(await store.get(Table.META, rows.SELF), rows.SelfRow)
             machine.anchor.remember(row.store, store.counter())  # the machine was not booted meanwhile

@@ -38,7 +38,7 @@ async def made(folder: Path) -> None:
     for name in sorted(world.machines):
         await world.crash(name)
         copy = world.machines[name].copy()
-        for file, content in (("store.db", copy.store), ("keyring", copy.keyring)):
+        for file, content in copy.files.items():
             (folder / f"{name}.{file}.gz").write_bytes(gzip.compress(content, mtime=0))
     hashes = {str(key.key_id): hashlib.sha384(key.key.view()).hexdigest() for key in keys}
     known = {"seed": SEED, "fetched": list(hashes)[::2], "waiting": list(hashes)[1::2], "sha384_of_keys": hashes}
