@@ -1,8 +1,8 @@
 """Where a process spends its time, by samples from outside: py-spy, where it is installed.
 
 Writes two files to bench/results: the collapsed stacks, which flame graph tools read, and a summary of functions by
-the share of samples in which they ran themselves, and in which they or what they called did. In a separate round: to
-sample costs the sampled.
+the share of samples in which they ran themselves, and in which they or what they called did. Only threads that hold
+Python's lock are sampled. In a separate round: to sample costs the sampled.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def sampled(name: str, pids: Mapping[str, int], seconds: float) -> Iterator[None
     for process, pid in pids.items():
         words = [program, "record", "--pid", str(pid), "--duration", str(max(1, round(seconds)))]
         words += ["--rate", str(SAMPLES_PER_S), "--format", "raw", "--output", str(stacks[process])]
-        words += ["--nonblocking", "--threads"]
+        words += ["--gil", "--threads"]  # only who runs Python: waiting for a disk is no cost
         started.append(subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
     yield
     for one in started:
@@ -54,10 +54,7 @@ def sampled(name: str, pids: Mapping[str, int], seconds: float) -> Iterator[None
 
 
 def summary(collapsed: str) -> str:
-    """Return the functions of collapsed stacks thread by thread, most of their own time first.
-
-    A thread that waits for the disk counts as running, so threads are not to be added up.
-    """
+    """Return the functions of collapsed stacks thread by thread, most of their own time first."""
     threads: dict[str, list[tuple[list[str], int]]] = {}
     for line in collapsed.splitlines():
         stack, _, count = line.rpartition(" ")
