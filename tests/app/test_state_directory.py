@@ -2,6 +2,7 @@
 
 import json
 import threading
+from functools import partial
 
 import pytest
 
@@ -64,7 +65,7 @@ def test_whoever_changes_the_ready_document_keeps_what_others_changed(path):
 
     def add(name):
         for number in range(20):
-            change_ready(held.ready_file, lambda document: document.update({f"{name} {number}": number}))
+            change_ready(held.ready_file, partial(dict.update, **{f"{name}{number}": number}))
 
     threads = [threading.Thread(target=add, args=(name,)) for name in "abc"]
     for thread in threads:

@@ -90,9 +90,11 @@ class Soak:
     history: History = field(default_factory=History)
     kills: list[Kill] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    load: list[float] = field(default_factory=lambda: [0.0, 0.0])  # of the machine, before and after
 
     def run(self, seconds: float, *, every_s: float = EVERY_S) -> None:
         """Kill somebody again and again for so long."""
+        self.load[0] = os.getloadavg()[0]
         chance = random.Random(self.seed)
         end = time.monotonic() + seconds
         with Traffic(self.network, self.history, *PAIRS, clients=CLIENTS):
@@ -101,6 +103,7 @@ class Soak:
                 began = time.monotonic()
                 self._kill(chance.choice(self.victims.names))
                 time.sleep(max(0.0, began + every_s * chance.uniform(0.8, 1.2) - time.monotonic()))
+        self.load[1] = os.getloadavg()[0]
         fetch_what_waits(self.network, self.history)
 
     def _kill(self, victim: str) -> None:
@@ -188,6 +191,7 @@ class Soak:
                 f"first pair again after p50 {statistics.median(first):.2f} s, max {max(first):.2f} s",
                 f"all directions again after p50 {statistics.median(away):.2f} s, max {max(away):.2f} s",
                 f"keys in doubt per kill: max {max(kill.in_doubt for kill in self.kills)}",
+                f"load average {self.load[0]:.1f} before, {self.load[1]:.1f} after, {os.cpu_count()} processors",
             ]
         return lines
 
