@@ -267,7 +267,7 @@ def steps_of(bounds: Bounds) -> Callable[[State], Iterator[Step]]:
                     after = _accepted(state, place, message.windows[0])
                 case "cede" if message.under == machine.session:
                     after = _ceded(state, place, message)
-                case "ceded" if message.under == machine.life:
+                case "ceded" if message.under == machine.life and machine.session is not None:
                     after = _took_ceded(state, place, message.windows[0])
                 case "leave" if message.under == machine.session:
                     after = _let_go(state, place, message)
