@@ -171,3 +171,50 @@ def test_when_a_slot_was_issued_is_known_from_the_first_mark_beyond_it():
     assert [one.heard_at(slot) for slot in (4, 5, 6, 8, 9)] == [10, 10, 20, 20, None]
     one.closed = Nanoseconds(30)
     assert one.heard_at(9) == 30
+
+
+# --- sub-ranges
+
+
+def empty(number=1, *, of=FULL, first=0, count=8):
+    return IssuerWindow(number, of, first, count, next=first, reserved=first)
+
+
+def test_only_what_was_reserved_can_be_taken():
+    pool = IssuerPool()
+    pool.add(empty())
+    assert pool.take(1, full=True, slots=1, accept=anything) == []
+    assert (pool.available(full=True), pool.in_hand(full=True)) == (8, 0)
+    ((granted, mark),) = pool.reservable(3, full=True, accept=anything)
+    granted.reserved = mark
+    assert (mark, pool.in_hand(full=True)) == (3, 3)
+    assert len(pool.take(3, full=True, slots=1, accept=anything)) == 3
+    assert pool.take(1, full=True, slots=1, accept=anything) == []
+
+
+@given(st.integers(0, 40), st.integers(1, 4), st.lists(st.integers(1, 9), min_size=1, max_size=5))
+def test_a_reservation_brings_what_was_wanted_as_far_as_the_windows_reach(wanted, slots, counts):
+    pool, first = IssuerPool(), 0
+    for number, count in enumerate(counts):
+        pool.add(empty(number, first=first, count=count))
+        first += count
+    possible = pool.available(full=True, slots=slots)
+    for one, mark in pool.reservable(wanted, full=True, slots=slots, accept=anything):
+        assert one.reserved < mark <= one.end
+        one.reserved = mark
+    keys = min(-(-wanted // slots), possible)
+    assert len(pool.take(keys, full=True, slots=slots, accept=anything)) == keys
+
+
+def test_enough_in_hand_asks_for_no_reservation():
+    pool = IssuerPool()
+    pool.add(window())
+    assert pool.reservable(8, full=True, accept=anything) == []
+
+
+def test_of_a_removed_window_nothing_is_in_hand_for_whoever_still_holds_it():
+    pool = IssuerPool()
+    pool.add(window())
+    removed = pool.remove(1)
+    assert removed is not None
+    assert removed.in_hand == 0

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import msgspec
+import pytest
+from tests.kms.fakes import Fails, FakeClock, FakeNetwork, make_context
+
+from trenza.base.errors import StoreUnavailableError, UnavailableError
+from trenza.base.names import NodeId, SaeId
+from trenza.base.units import Bits
+from trenza.core.policy import Policy
+from trenza.core.provenance import FORMAT_VERSION, DoubtfulRecord, KeyRecord, ranges_of
+from trenza.core.recipe import HYBRID_CATKDF, ITS
+from trenza.kms.context import Settings
+from trenza.kms.journal import SPAN, Heading, Journal, doubtful_entry
+from trenza.kms.ports import LedgerQuery
+
+A, B = NodeId("A"), NodeId("B")
+SEGMENT = bytes(16)
+POLICY = Policy("one", ("hybrid-catkdf", "its"))
+
+
+def heading(*, window=1, deed="issued", recipe=HYBRID_CATKDF, size=256):
+    return Heading(deed, B, window, SEGMENT, SaeId("a"), SaeId("b"), recipe, Bits(size), POLICY, "X25519MLKEM768")
+
+
+class World:
+    def __init__(self, **settings):
+        self.clock = FakeClock()
+        self.ctx = make_context(A, FakeNetwork(), clock=self.clock, settings=replace(Settings(), **settings))
+        self.store = self.ctx.store
+        self.journal = Journal(self.ctx)
+
+    def note(self, *slots, **of):
+        page = self.journal.page(heading(**of))
+        for slot in slots:
+            page.note(slot, self.clock.now())
+
+    def records(self, kind="issued"):
+        return [
+            msgspec.msgpack.decode(entry.body, type=KeyRecord) for entry in self.store.ledger if entry.kind == kind
+        ]
+
+
+def test_keys_alike_are_one_entry_with_the_time_of_each() -> None:
+    async def story() -> None:
+        world = World()
+        began = world.clock.now()
+        for slot in (4, 5, 9):
+            world.note(slot)
+            world.clock.advance(0.001)
+        world.note(3, window=2)
+        await world.journal.flush()
+        first, second = world.records()
+        assert (first.slots, first.times, first.window) == ((4, 5, 9), (0, 1_000, 2_000), 1)
+        assert (second.slots, second.window) == ((3,), 2)
+        assert world.store.ledger[0].time == began
+        assert first.time_of(2, began) == began + 2_000_000
+        assert world.journal.pending == 0
+
+    asyncio.run(story())
+
+
+def test_keys_far_apart_in_time_are_told_in_entries_of_their_own() -> None:
+    async def story() -> None:
+        world = World()
+        world.note(1)
+        world.clock.advance(SPAN / 1e9 + 1)
+        world.note(2)
+        world.clock.advance(-3.0)  # the clock was set
+        world.note(3)
+        await world.journal.flush()
+        assert [record.slots for record in world.records()] == [(1,), (2,), (3,)]
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("how", Fails)
+def test_a_batch_of_unknown_outcome_is_written_again_and_stands_there_once(how) -> None:
+    async def story() -> None:
+        world = World()
+        world.note(1, 2)
+        world.store.fail_next = how
+        with pytest.raises(StoreUnavailableError):
+            await world.journal.flush()
+        assert world.journal.pending == 2
+        world.note(3)
+        await world.journal.flush()
+        assert [record.slots for record in world.records()] == [(1, 2), (3,)]
+        assert world.journal.pending == 0
+
+    asyncio.run(story())
+
+
+def test_while_the_store_takes_nothing_notes_are_bounded_and_more_is_refused() -> None:
+    async def story() -> None:
+        world = World(journal_records=3)
+        world.note(1, 2)
+        world.journal.refuse_if_full()
+        world.note(3)
+        assert world.journal.is_full
+        with pytest.raises(UnavailableError):
+            world.journal.refuse_if_full()
+        await world.journal.flush()
+        world.journal.refuse_if_full()
+
+    asyncio.run(story())
+
+
+def test_notes_are_written_behind_without_being_asked() -> None:
+    async def story() -> None:
+        world = World(journal_delay=0.0)
+        task = asyncio.create_task(world.journal.run())
+        world.note(1)
+        await _some_turns()
+        assert world.journal.pending == 0
+        world.store.fail_next = Fails.BEFORE
+        world.note(2)
+        await _some_turns()
+        assert world.journal.pending == 0
+        task.cancel()
+        assert [record.slots for record in world.records()] == [(1,), (2,)]
+
+    asyncio.run(story())
+
+
+def test_the_next_life_finds_what_was_recorded_and_what_was_called_doubtful() -> None:
+    async def story() -> None:
+        world = World()
+        world.note(0, 1)
+        world.note(8, recipe=ITS, size=512)
+        await world.journal.flush()
+        world.note(2)  # and then the process dies
+        doubt = DoubtfulRecord(FORMAT_VERSION, "issued", SEGMENT, B, 1, ((2, 1), (5, 2)))
+        other = replace_deed(doubt, "delivered")
+        await world.store.commit([doubtful_entry(world.clock.now(), one) for one in (doubt, other)])
+        again = Journal(make_context(A, FakeNetwork(), clock=world.clock, store=world.store.after_crash()))
+        await again.load()
+        assert await again.recorded("issued", B, 1, SEGMENT) == {0, 1, 2, 5, 6, 8, 9}
+        assert await again.recorded("delivered", B, 1, SEGMENT) == {2, 5, 6}
+        assert await again.recorded("issued", B, 2, SEGMENT) == set()
+
+    asyncio.run(story())
+
+
+async def _some_turns() -> None:
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+def replace_deed(record, deed):
+    return msgspec.structs.replace(record, deed=deed)
+
+
+def test_only_one_marker_of_a_batch_is_kept() -> None:
+    async def story() -> None:
+        world = World()
+        for slot in range(3):
+            world.note(slot)
+            await world.journal.flush()
+        assert sum(map(len, world.store.tables.values())) == 1
+        assert len(await world.store.entries(LedgerQuery(kind="issued"))) == 3
+
+    asyncio.run(story())
+
+
+def test_a_record_of_the_first_version_is_read_as_ever() -> None:
+    members = {
+        "version": 1,
+        "segment": SEGMENT,
+        "peer": "B",
+        "window": 1,
+        "slots": [3, 4],
+        "initiator": "a",
+        "target": "b",
+        "recipe": "hybrid-catkdf",
+        "size": 256,
+        "policy": "one",
+        "policy_digest": bytes(48),
+        "tls_group": "",
+        "uncertainty": 1,
+    }
+    record = msgspec.msgpack.decode(msgspec.msgpack.encode(members), type=KeyRecord)
+    assert record.time_of(1, 7) == 7
+    assert record.only([1]).slots == (4,)
+
+
+def test_ranges_name_each_slot_once() -> None:
+    assert ranges_of([5, 3, 4, 9]) == ((3, 3), (9, 1))
+    assert ranges_of([]) == ()

@@ -1,0 +1,123 @@
+"""The short way of a request that comes again and again: as right as the long one, and never longer."""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import UUID
+
+import pytest
+from tests.simulation.acts import fetch, issue, node_of, started
+from tests.simulation.networks import network
+
+from trenza.base.errors import UnauthorisedError
+from trenza.base.names import NodeId, SaeId
+from trenza.core.delivery import IssueRequest
+from trenza.kms.orders import Order
+from trenza.lab.loop import run
+from trenza.lab.world import World
+
+TWO = network("AB", "AB", {"A1 B1": "default", "A1 A2": "local"})
+A, B = NodeId("A"), NodeId("B")
+
+
+def order_of(world: World) -> Order:
+    order = node_of(world, "A1").delivery.order(SaeId("A1"), IssueRequest(SaeId("B1"), tls_group="lab"))
+    assert order is not None
+    return order
+
+
+async def ready() -> tuple[World, Order]:
+    """Return a world in which something is in hand, and an order."""
+    world = await started(TWO)
+    await issue(world, "A1", "B1")
+    await asyncio.sleep(1.0)
+    return world, order_of(world)
+
+
+def test_what_an_order_gives_is_fetched_at_the_other_end_and_explained_at_both() -> None:
+    async def story() -> None:
+        world, order = await ready()
+        keys = [fresh for fresh in (order.serve() for _ in range(4)) if fresh is not None]
+        assert len({fresh.number for fresh in keys}) == 4
+        got = await fetch(world, "B1", "A1", [UUID(int=fresh.number) for fresh in keys])
+        assert [bytes(key.key.view()) for key in got] == [bytes(fresh.key) for fresh in keys]
+        told = await node_of(world, "A1").explain.key(UUID(int=keys[2].number))
+        assert [event.kind for event in told.events] == ["issued"]
+        assert len(told.events[0].record.slots) == 1, "of the others in its entry nothing is said"
+        await world.stop_all()
+        assert world.failures == {}
+
+    run(story())
+
+
+def test_an_order_waits_for_nothing() -> None:
+    async def story() -> None:
+        world, order = await ready()
+        served = 0
+        while order.serve() is not None:
+            served += 1
+            assert served < 1_000
+        assert order.serve() is None
+        await issue(world, "A1", "B1")  # the long way brings more into hand
+        assert order.serve() is not None
+        await world.stop_all()
+
+    run(story())
+
+
+def test_an_order_ends_with_its_lease_its_session_and_its_book() -> None:
+    async def story() -> None:
+        world, order = await ready()
+        assert order.serve() is not None
+        world.network.cut ^= {frozenset((A, B))}
+        await asyncio.sleep(world.settings.lease + 1.0)
+        assert order.serve() is None, "the lease is over"
+        world.network.cut.clear()
+        await asyncio.sleep(5.0)
+        await issue(world, "A1", "B1")
+        assert order.serve() is not None
+        node = node_of(world, "A1")
+        node.sessions.end(B)
+        assert order.serve() is None
+        await node.install_book(world.sign_book(version=2))
+        assert not order.is_good
+        await world.stop_all()
+
+    run(story())
+
+
+def test_no_order_is_taken_for_what_takes_round_trips_or_is_not_allowed() -> None:
+    async def story() -> None:
+        world = await started(TWO)
+        delivery = node_of(world, "A1").delivery
+        for request in (
+            IssueRequest(SaeId("A2")),
+            IssueRequest(SaeId("B1"), number=2),
+            IssueRequest(SaeId("B1"), additional_targets=(SaeId("A2"),)),
+        ):
+            assert delivery.order(SaeId("A1"), request) is None
+        with pytest.raises(UnauthorisedError):
+            delivery.order(SaeId("A2"), IssueRequest(SaeId("B1")))
+        await world.stop_all()
+
+    run(story())
+
+
+def test_a_crash_before_the_journal_was_written_leaves_keys_that_are_doubtful_and_explained() -> None:
+    async def story() -> None:
+        world, order = await ready()
+        fresh = order.serve()
+        assert fresh is not None
+        key_id = UUID(int=fresh.number)
+        await world.crash(A)
+        await world.start(A)
+        await asyncio.sleep(8.0)
+        told = await world.node("A").explain.key(key_id)
+        assert [event.kind for event in told.events] == ["doubtful"]
+        assert told.segment is not None
+        assert world.node("A").ctx.counters["slots_doubtful"] >= 1
+        (got,) = await fetch(world, "B1", "A1", [key_id])
+        assert bytes(got.key.view()) == bytes(fresh.key)
+        await world.stop_all()
+
+    run(story())
