@@ -76,6 +76,7 @@ async def test_one_instance_leads_and_the_others_see_who(memory, stack) -> None:
     assert not await b.lease.acquire()
     assert (b.lease.token, b.lease.is_held) == (0, False)
     seen = await b.lease.look()
+    assert seen.reign == seen.token
     assert (seen.token, seen.name, seen.is_mine, seen.is_free) == (a.lease.token, "a", False, False)
     assert 50 < seen.remaining <= 60
     assert seen.instances == ("a", "b")
@@ -115,6 +116,7 @@ async def test_when_a_lease_has_ended_another_takes_over_and_the_old_lead_never_
     await end_the_lease(a)
     await a.lead()  # and when it leads again it does so under a token of its own
     assert a.lease.token > b.lease.token
+    assert (b.lease.succeeded, a.lease.succeeded) == (old, b.lease.token)
     await a.store.commit([Expect(WINDOW, b"w", b"b"), Put(WINDOW, b"w", b"a again")])
 
 
@@ -176,9 +178,11 @@ async def test_releasing_lets_another_lead_at_once_and_ends_the_old_token(memory
     await a.lease.release()
     with pytest.raises(FencedError):
         await a.store.commit([Put(WINDOW, b"w", b"a")])
-    assert (await b.lease.look()).is_free
+    free = await b.lease.look()
+    assert (free.is_free, free.token > old, free.reign) == (True, True, old)
     await b.lead()
-    assert b.lease.token > old
+    assert b.lease.token > free.token
+    assert b.lease.succeeded == old
     await a.lease.release()  # again, or by one that does not lead: nothing happens
     assert (await b.lease.look()).name == "b"
 

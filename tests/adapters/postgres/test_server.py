@@ -155,13 +155,52 @@ def test_a_commit_that_no_longer_waits_for_a_synchronous_standby_is_doubtful(own
 # --- the anchor
 
 
+def anchor(kept: MemoryAnchor, *, system: int = 7, timeline: int = 1, reign: int = 20, succeeds: int = 10):
+    return PostgresAnchor(kept, ServerIdentity(system, timeline), reign=reign, succeeds=succeeds)
+
+
 def test_an_anchor_recalls_only_on_the_same_history_of_the_same_cluster() -> None:
     kept = MemoryAnchor()
-    PostgresAnchor(kept, ServerIdentity(7, 1)).remember(b"store", 41)
-    assert PostgresAnchor(kept, ServerIdentity(7, 1)).recall() == (b"store", 41)
-    for other in (ServerIdentity(7, 2), ServerIdentity(8, 1)):
-        assert PostgresAnchor(kept, other).recall() is None
-    assert PostgresAnchor(MemoryAnchor(), ServerIdentity(7, 1)).recall() is None
+    anchor(kept, reign=10).remember(b"store", 41)
+    assert anchor(kept).recall() == (b"store", 41)
+    assert anchor(kept, timeline=2).recall() is None
+    assert anchor(kept, system=8).recall() is None
+    assert anchor(MemoryAnchor()).recall() is None
+
+
+def test_an_anchor_vouches_only_for_a_lead_that_it_has_seen() -> None:
+    kept = MemoryAnchor()
+    anchor(kept, reign=10).remember(b"store", 41)
+    assert anchor(kept, reign=30, succeeds=20).recall() is None  # it was away while 20 led
+    anchor(kept, reign=20, succeeds=20).observe(b"store", 50)  # it serves beside 20
+    assert anchor(kept, reign=30, succeeds=20).recall() == (b"store", 50)
+
+
+def test_what_is_seen_of_a_memory_that_went_back_does_not_hide_it() -> None:
+    kept = MemoryAnchor()
+    second = anchor(kept, reign=20, succeeds=20)
+    second.observe(b"store", 50)
+    second.observe(b"store", 60)
+    second.observe(b"store", 55)
+    assert anchor(kept, reign=30, succeeds=20).recall() == (b"store", 60)
+
+
+def test_a_database_that_goes_back_in_time_under_a_process_is_noticed(own) -> None:
+    async def story() -> None:
+        store = await PostgresStore.open(server_of(own, "went back"))
+        for n in range(5):
+            await store.commit([Insert(DELIVERED, b"%d" % n)])
+        async with Line(store.server).connection() as connection:
+            await connection.execute("UPDATE store_state SET counter = 3")  # as a restore of its files leaves it
+            await connection.close()
+        with pytest.raises(FencedError, match="went back from commit group 5 to 3"):
+            await store.look()
+        for _ in range(2):
+            with pytest.raises(FencedError, match="went back"):
+                await store.commit([Put(SEGMENT, b"k", b"")])
+        await store.close()
+
+    asyncio.run(story())
 
 
 # --- a server that restarts, and one that is replaced
@@ -202,14 +241,14 @@ def test_a_promoted_standby_is_another_memory(own) -> None:
         lease = Lease(store.server, name="a", clock=SystemClock(), entropy=SystemEntropy())
         assert await lease.acquire()
         store.under(lease.token)
-        anchor = PostgresAnchor(kept, store.server.identity)
         await store.commit([Insert(DELIVERED, b"replicated")])
         await lease.close()
         while await asked(own, "SELECT count(*) FROM pg_stat_replication WHERE replay_lsn >= sent_lsn") != 1:
             pass
         standby.stop()
         await store.commit([Insert(DELIVERED, b"lost")])  # acknowledged, and a key may be out under it
-        anchor.remember(b"store", store.counter())
+        own_anchor = PostgresAnchor(kept, store.server.identity, reign=lease.token, succeeds=lease.succeeded)
+        own_anchor.remember(b"store", store.counter())
         return store
 
     async def after_the_failover(kept: MemoryAnchor, old: PostgresStore) -> None:
@@ -221,10 +260,12 @@ def test_a_promoted_standby_is_another_memory(own) -> None:
         store = await PostgresStore.open(server_of(standby, "failover"))
         assert [key for key, _ in await store.scan(DELIVERED)] == [b"replicated"]
         assert store.server.identity.timeline == 2
-        assert PostgresAnchor(kept, store.server.identity).recall() is None  # then memory is not whole: a new epoch
         lease = Lease(store.server, name="b", clock=SystemClock(), entropy=SystemEntropy())
         while not await lease.acquire():
             pass  # its former lease ends within two seconds
+        assert kept.recall() is not None
+        found = PostgresAnchor(kept, store.server.identity, reign=lease.token, succeeds=lease.succeeded)
+        assert found.recall() is None  # then memory is not whole: a new epoch begins
         store.under(lease.token)
         await store.commit([Insert(DELIVERED, b"new life")])
         await lease.close()

@@ -295,6 +295,19 @@ def test_a_role_that_may_not_make_a_schema_is_told_what_to_do(memory, postgres) 
     asyncio.run(story())
 
 
+def test_stores_of_one_schema_are_at_one_place_and_another_schema_is_another(memory) -> None:
+    async def story() -> None:
+        one, same = [await memory.store() for _ in range(2)]
+        other = await PostgresStore.open(Server(PostgresSettings(memory.settings.dsn, "elsewhere")))
+        places = [await store.place() for store in (one, same, other)]
+        assert places[0] == places[1] != places[2]
+        assert {len(place) for place in places} == {16}
+        for store in (one, same, other):
+            await store.close()
+
+    asyncio.run(story())
+
+
 def test_nodes_in_one_database_do_not_see_each_other(memory) -> None:
     async def story() -> None:
         other_settings = PostgresSettings(memory.settings.dsn, memory.settings.schema + " too")

@@ -25,11 +25,13 @@ TTL: Final = Seconds(2.0)
 _SEEN_RECENTLY: Final = Seconds(10.0)
 _LIFE_BYTES: Final = 16
 
-_GROWN = "greatest(token + 1, floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint)"
-"""At least the time in milliseconds: a database restored to an earlier state gives no token a second time."""
+_GROWN = "greatest(token + 1, floor(extract(epoch FROM statement_timestamp()) * 1000)::bigint)"
+"""At least the time in milliseconds (one time throughout a statement): a database restored to an earlier state gives
+no token a second time."""
 
 _TAKE = f"""
-UPDATE lead SET token = {_GROWN}, holder = $1, name = $2, until = clock_timestamp() + make_interval(secs => $3)
+UPDATE lead SET token = {_GROWN}, reign = {_GROWN},
+                holder = $1, name = $2, until = clock_timestamp() + make_interval(secs => $3)
 WHERE holder IS NULL OR holder = $1 OR until <= clock_timestamp()
 RETURNING token
 """  # noqa: S608 - our own words
@@ -46,7 +48,7 @@ _RELEASE = f"""
 UPDATE lead SET token = {_GROWN}, holder = NULL, name = NULL, until = NULL WHERE holder = $1 AND token = $2
 """  # noqa: S608
 _LOOK = """
-SELECT token, holder = $1 AS mine, name, extract(epoch FROM until - clock_timestamp())::float8 AS remaining,
+SELECT token, reign, holder = $1 AS mine, name, extract(epoch FROM until - clock_timestamp())::float8 AS remaining,
        ARRAY(SELECT name FROM instance WHERE seen > clock_timestamp() - make_interval(secs => $2) ORDER BY name, life)
        AS instances
 FROM lead
@@ -58,7 +60,8 @@ _FORGET = "DELETE FROM instance WHERE seen < clock_timestamp() - make_interval(s
 class Lead:
     """Who leads the node, as the database says."""
 
-    token: int  # 0: nobody ever did
+    token: int  # under which commits stand now; 0: nobody ever led
+    reign: int  # the token of the last lead, also when it has given it up
     name: str | None  # None: nobody does
     is_mine: bool
     remaining: Seconds  # of its lease; not above 0 when it may be taken over
@@ -83,7 +86,7 @@ class Lease:
             entropy: tells this process from every other, whatever its name.
             ttl: seconds that a lease holds unless it is renewed; renew three times as often.
         """
-        self._line = Line(server)
+        self._line = Line(server, deadline=min(server.deadline, ttl))  # later an answer is of no use
         self._name = name
         self._clock = clock
         self._life = bytes(entropy.token(_LIFE_BYTES))
@@ -91,6 +94,8 @@ class Lease:
         self._until = Seconds(0)
         self.token = 0
         """Under which this instance leads; 0 if it does not."""
+        self.succeeded = 0
+        """The token of the lead before; 0 if there was none."""
 
     @property
     def is_held(self) -> bool:
@@ -109,8 +114,9 @@ class Lease:
             await connection.execute("SELECT 1 FROM store_state FOR UPDATE")
             await self._note_seen(connection)
             await connection.execute(_FORGET, 360 * _SEEN_RECENTLY)
+            former = await connection.fetchval("SELECT reign FROM lead")
             token = await connection.fetchval(_TAKE, self._life, self._name, self._ttl)
-        self.token = token or 0
+        self.token, self.succeeded = token or 0, former
         self._until = Seconds(asked + self._ttl)
         return token is not None
 
@@ -148,6 +154,7 @@ class Lease:
         assert row is not None
         return Lead(
             token=row["token"],
+            reign=row["reign"],
             name=row["name"],
             is_mine=bool(row["mine"]),
             remaining=Seconds(row["remaining"] or 0.0),

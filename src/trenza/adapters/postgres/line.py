@@ -24,8 +24,15 @@ _FIRST_PAUSE, _LONGEST_PAUSE = Seconds(0.05), Seconds(2.0)
 class Line:
     """Lends its connection to one user after the other."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, *, deadline: Seconds | None = None) -> None:
+        """Prepare; nothing is connected yet.
+
+        Args:
+            server: to connect to.
+            deadline: seconds that one user may take; the server's if None.
+        """
         self._server = server
+        self._deadline = deadline
         self._connection: Connection[Record] | None = None
         self._turn = asyncio.Lock()
         self._pause = Seconds(0)
@@ -44,7 +51,7 @@ class Line:
             StoreUnavailableError: no server, no answer in time, or the server refused.
         """
         try:
-            async with asyncio.timeout(self._server.deadline), self._turn:
+            async with asyncio.timeout(self._deadline or self._server.deadline), self._turn:
                 try:
                     yield await self._ready()
                 except BaseException:

@@ -73,6 +73,12 @@ class Reading:
         (row,) = await self._rows("SELECT identity, tag FROM keyring")
         return row["identity"], row["tag"]
 
+    async def server_start(self) -> int:
+        """Return when the server was started, in microseconds since 1970, by its clock."""
+        (row,) = await self._rows("SELECT floor(extract(epoch FROM pg_postmaster_start_time()) * 1e6)::bigint AS at")
+        at: int = row["at"]
+        return at
+
     async def close(self) -> None:
         await self._line.close()
 

@@ -42,9 +42,10 @@ _FIRST = (
     ) WITH (fillfactor = 10)""",
     "INSERT INTO store_state VALUES (1, 0, 0, decode(repeat('00', 48), 'hex'))",
     """CREATE TABLE lead (
-        id integer PRIMARY KEY CHECK (id = 1), token bigint NOT NULL, holder bytea, name text, until timestamptz
+        id integer PRIMARY KEY CHECK (id = 1), token bigint NOT NULL, reign bigint NOT NULL,
+        holder bytea, name text, until timestamptz
     ) WITH (fillfactor = 10)""",
-    "INSERT INTO lead VALUES (1, 0)",
+    "INSERT INTO lead VALUES (1, 0, 0)",
     "CREATE TABLE instance (life bytea PRIMARY KEY, name text NOT NULL, seen timestamptz NOT NULL)",
     "CREATE TABLE keyring (id integer PRIMARY KEY CHECK (id = 1), identity bytea NOT NULL, tag bytea NOT NULL)",
     """CREATE TABLE segment_key (

@@ -70,6 +70,8 @@ class Server:
         """
         self.settings = settings
         self.deadline = deadline
+        self.counter = 0
+        """The greatest number of commit groups that this process has seen there."""
         self._identity: ServerIdentity | None = None
         self._moved: FencedError | None = None
 
@@ -78,6 +80,26 @@ class Server:
         """The server that this process began with; known once a connection was made."""
         assert self._identity is not None, "connect comes first"
         return self._identity
+
+    def witness(self, counter: int, *, at_least: int) -> None:
+        """Take note of the shared counter, which never goes back in a memory that has forgotten nothing.
+
+        Args:
+            counter: as the database says.
+            at_least: `self.counter` before it was asked.
+
+        Raises:
+            FencedError: the database was restored to an earlier state under this process.
+        """
+        if self._moved is not None:
+            raise self._moved
+        if counter < at_least:
+            self._moved = FencedError(
+                f"the database went back from commit group {at_least} to {counter}: it was restored, so a new life "
+                "must begin"
+            )
+            raise self._moved
+        self.counter = max(self.counter, counter)
 
     async def connect(self) -> Connection[Record]:
         """Return a new connection that is fit for a store; its owner closes it.

@@ -8,6 +8,8 @@ it, or somebody else, was first.
 
 from __future__ import annotations
 
+import hashlib
+import struct
 from collections.abc import Callable, Sequence
 
 from trenza.adapters.postgres import schema
@@ -28,15 +30,13 @@ class PostgresStore:
         self,
         server: Server,
         reading: Reading,
-        standing: Standing,
         *,
         token: int,
         on_group: Callable[[int], None] | None,
     ) -> None:
         self.server = server
         self.reading = reading
-        self._writer = Writer(Line(server), on_applied=self._applied)
-        self._counter = standing.counter
+        self._writer = Writer(server, on_applied=self._applied)
         self._token = token
         self._fenced = (-1, "")  # the last token that was refused, and why
         self._on_group = on_group
@@ -63,11 +63,11 @@ class PostgresStore:
         try:
             async with line.connection() as connection:
                 await schema.prepare(connection, server.settings.schema)
-            standing = await reading.standing()
+            server.witness((await reading.standing()).counter, at_least=server.counter)
         except BaseException:
             await reading.close()
             raise
-        return cls(server, reading, standing, token=token, on_group=on_group)
+        return cls(server, reading, token=token, on_group=on_group)
 
     @property
     def token(self) -> int:
@@ -118,12 +118,26 @@ class PostgresStore:
     async def look(self) -> Standing:
         """Return where the shared memory stands; an unchanged counter means that no row has changed."""
         self._check_open()
+        seen = self.server.counter
         standing = await self.reading.standing()
-        self._counter = max(self._counter, standing.counter)
+        self.server.witness(standing.counter, at_least=seen)
         return standing
 
+    async def place(self) -> bytes:
+        """Return what names the place where the node lives while it leads, until the server is started anew.
+
+        At most one life at a time is here: whoever leads knows that the former lead's lease has ended. A copy of the
+        database, a promoted standby and another node's schema are other places.
+        """
+        self._check_open()
+        started, identity = await self.reading.server_start(), self.server.identity.encode()
+        schema = self.server.settings.schema.encode()
+        return hashlib.sha256(b"trenza place postgres v1" + identity + struct.pack(">q", started) + schema).digest()[
+            :16
+        ]
+
     def counter(self) -> int:
-        return self._counter
+        return self.server.counter
 
     async def close(self) -> None:
         if self._closed:
@@ -133,9 +147,9 @@ class PostgresStore:
         await self.reading.close()
 
     def _applied(self, applied: Applied) -> None:
-        self._counter = max(self._counter, applied.counter)
+        self.server.counter = max(self.server.counter, applied.counter)
         if self._on_group is not None:
-            self._on_group(self._counter)
+            self._on_group(self.server.counter)
 
     def _check_open(self) -> None:
         if self._closed:

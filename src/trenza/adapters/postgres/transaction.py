@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from trenza.adapters.postgres.driver import CALLERS_FAULT, asyncpg
 from trenza.adapters.postgres.group import Commit, Group, Outcome, Row, asked_about, sum_up, terms_text
+from trenza.adapters.postgres.server import Server
 from trenza.base.errors import ConflictError, StoreUnavailableError
 from trenza.kms.ports import ChainHead, LedgerEntry
 
@@ -43,8 +44,9 @@ class Applied:
 class Transaction:
     """Applies one group on a connection that nobody else uses meanwhile."""
 
-    def __init__(self, connection: Connection[Record]) -> None:
+    def __init__(self, connection: Connection[Record], server: Server) -> None:
         self._connection = connection
+        self._server = server
         self.may_be_written = False
         """True from the moment a COMMIT is sent: an error after that leaves the outcome unknown."""
 
@@ -52,6 +54,7 @@ class Transaction:
         """Make the commits durable, or as many of them as do not conflict.
 
         Raises:
+            FencedError: the database went back in time.
             StoreUnavailableError, or what the driver raises: outcome unknown if `may_be_written`; else nothing was
                 written. The connection must be given up.
         """
@@ -72,7 +75,7 @@ class Transaction:
         return Applied(outcomes, applied[-1].counter, applied[-1].head)
 
     async def _refused(self, fault: Exception) -> Applied:
-        standing = (await self._connection.fetch(_LOOK.format(rows=_NO_ROWS)))[0]
+        standing = (await self._look({}))[0]
         return Applied([fault], standing["counter"], ChainHead(standing["sequence"], standing["hash"]))
 
     async def _apply(self, commits: Sequence[Commit]) -> Applied:
@@ -97,12 +100,14 @@ class Transaction:
         return Applied(group.outcomes, counter + 1, group.head)
 
     async def _look(self, asked: dict[str, list[bytes]]) -> list[Record]:
-        tables = sorted(asked)
+        seen, tables = self._server.counter, sorted(asked)
         rows = " UNION ALL ".join(
             f"SELECT '{table}' AS name, key, value FROM {table} WHERE key = ANY(${n}::bytea[])"  # noqa: S608 - our own names
             for n, table in enumerate(tables, 1)
         )
-        return await self._connection.fetch(_LOOK.format(rows=rows or _NO_ROWS), *(asked[table] for table in tables))
+        found = await self._connection.fetch(_LOOK.format(rows=rows or _NO_ROWS), *(asked[table] for table in tables))
+        self._server.witness(found[0]["counter"], at_least=seen)
+        return found
 
     async def _write(self, group: Group, absent: set[Row], counter: int) -> None:
         for table, prefix in group.rows.cleared:

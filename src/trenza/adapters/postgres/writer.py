@@ -14,6 +14,7 @@ from typing import TypeAlias
 from trenza.adapters.postgres.driver import LOST
 from trenza.adapters.postgres.group import Commit, Outcome
 from trenza.adapters.postgres.line import Line
+from trenza.adapters.postgres.server import Server
 from trenza.adapters.postgres.transaction import Applied, Transaction
 from trenza.base.errors import FencedError, StoreUnavailableError
 
@@ -28,14 +29,15 @@ Waiting: TypeAlias = tuple[Commit, "asyncio.Future[None]"]
 class Writer:
     """Commits groups, one at a time, over a line of its own. Belongs to one event loop."""
 
-    def __init__(self, line: Line, *, on_applied: Callable[[Applied], None]) -> None:
+    def __init__(self, server: Server, *, on_applied: Callable[[Applied], None]) -> None:
         """Prepare; nothing runs while nothing waits.
 
         Args:
-            line: this writer's alone.
+            server: to connect to, over a line of its own.
             on_applied: told where the store stands after each group, before any of the group's answers is released.
         """
-        self._line = line
+        self._server = server
+        self._line = Line(server)
         self._on_applied = on_applied
         self._waiting: deque[Waiting] = deque()
         self._turn: asyncio.Task[None] | None = None
@@ -89,7 +91,7 @@ class Writer:
         was_open = self._line.is_open
         try:
             async with self._line.connection() as connection:
-                transaction = Transaction(connection)
+                transaction = Transaction(connection, self._server)
                 return await transaction.apply(commits)
         except FencedError:
             raise
@@ -98,7 +100,7 @@ class Writer:
             if not (was_open and surely_not_written and isinstance(error.__cause__, LOST)):
                 raise
         async with self._line.connection() as connection:
-            return await Transaction(connection).apply(commits)
+            return await Transaction(connection, self._server).apply(commits)
 
 
 def _release(group: Sequence[Waiting], outcomes: Sequence[Outcome]) -> None:
