@@ -338,6 +338,7 @@ class Node:
     async def _ask_window(self, peer: NodeId, kind: StrandKind, slots: int) -> None:
         """Ask for a window of one kind and take it over."""
         ctx = self.ctx
+        await self.pools.open_next(peer)
         oldest = max(0, ctx.clock.now() - nanoseconds(Seconds(float(kind.max_age_s))))
         request = WindowRequest(
             ctx.session(peer).id, kind.full, kind.max_hops, tuple(sorted(kind.relays)), oldest, slots

@@ -418,6 +418,16 @@ class Pools:
             raise RemoteProtocolError(f"node {peer}: {error}") from None
         return True
 
+    async def open_next(self, peer: NodeId) -> None:
+        """Open a segment whose windows may come next, before any are asked for: without it they would be given up.
+
+        Raises:
+            StoreUnavailableError: the disk or the node key's token is away; this is no time to ask.
+        """
+        sealed = (one for one in self.pair(peer).segments.values() if one.open is None and one.theirs)
+        if (segment := next(sealed, None)) is not None:
+            await self._opens(segment)
+
     async def _opens(self, segment: Segment) -> bool:
         """Open a segment before the first key needs it; one that cannot be opened is dropped.
 

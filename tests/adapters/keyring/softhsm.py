@@ -48,8 +48,8 @@ def module() -> Path:
 
 
 def soft_tokens(home: Path) -> Iterator[None]:
-    """Let SoftHSM keep its tokens in `home`; for a fixture of the whole session, since a process loads it once."""
-    library = module()
+    """Let SoftHSM keep its tokens in `home`, until the generator goes on."""
+    library, before = module(), os.environ.get("SOFTHSM2_CONF")
     (home / "tokens").mkdir()
     config = home / "softhsm2.conf"
     config.write_text(f"directories.tokendir = {home / 'tokens'}\nobjectstore.backend = file\nlog.level = ERROR\n")
@@ -57,8 +57,11 @@ def soft_tokens(home: Path) -> Iterator[None]:
     yield
     import pkcs11
 
-    pkcs11.unload(str(library))
-    del os.environ["SOFTHSM2_CONF"]
+    pkcs11.unload(str(library))  # whoever loads it next reads its configuration anew
+    if before is None:
+        os.environ.pop("SOFTHSM2_CONF", None)
+    else:
+        os.environ["SOFTHSM2_CONF"] = before
 
 
 def new_token(home: Path) -> SoftToken:
