@@ -22,7 +22,7 @@ from trenza.base.errors import (
 from trenza.base.names import NodeId, SaeId
 from trenza.base.secret import Secret
 from trenza.core.delivery import DeliveredKey, KeyFacts
-from trenza.core.policy import Policy, SaeEntry
+from trenza.core.policy import Policy, SaeEntry, SignedBook
 from trenza.core.recipe import LOCAL
 from trenza.core.strand import Origin, Supply
 from trenza.kms.context import Settings
@@ -38,7 +38,8 @@ BOOK = msgspec.structs.replace(
         *(SaeEntry(sae, NodeId("b")) for sae in (FAR, FAR2, FAR3)),
     ),
 )
-SETTINGS = Settings(stock_target=2)  # so that four keys may wait for a pair, and sixteen of another node
+SETTINGS = Settings(stock_target=2, waiting_keys_max=34)
+"""So that four keys may wait for a pair, sixteen of another node, and seventeen of either side in all."""
 LIFETIME = 100.0
 BYTES = bytes(range(32))
 
@@ -128,6 +129,29 @@ def test_another_node_places_only_so_many_whatever_the_number_of_its_saes() -> N
         with pytest.raises(NotEnoughKeyError):
             await world.keep(16, initiator=initiator, target=target)
         await world.keep(17)  # this node's own SAEs lose nothing
+
+    told(story())
+
+
+def test_only_so_many_keys_of_all_pairs_wait_and_neither_side_takes_the_others_room() -> None:
+    async def story() -> None:
+        world = World()
+        many = [SaeId(f"sae{number}") for number in range(6)]
+        saes = (*BOOK.saes, *(SaeEntry(sae, NodeId("a")) for sae in many), SaeEntry(SaeId("third"), NodeId("c")))
+        world.ctx.set_book(msgspec.structs.replace(BOOK, version=2, saes=saes), SignedBook(b"", b""))
+        for number in range(17):
+            await world.keep(number, initiator=many[number // 4], target=ONE)
+        with pytest.raises(NotEnoughKeyError):
+            await world.keep(17, initiator=many[5], target=ONE)
+        pairs = [(initiator, target) for initiator in (FAR, FAR2, FAR3) for target in (ONE, OTHER)]
+        for number in range(16):  # another node has its room all the same
+            initiator, target = pairs[number // 4]
+            await world.keep(100 + number, initiator=initiator, target=target)
+        await world.keep(200, initiator=SaeId("third"))
+        with pytest.raises(NotEnoughKeyError):  # a third node has its own share, but all others together have no more
+            await world.keep(201, initiator=SaeId("third"))
+        await world.keys.destroy(UUID(int=0).bytes)
+        await world.keep(17, initiator=many[5], target=ONE)
 
     told(story())
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from uuid import UUID
 
 from trenza.app.scenario import Scenario
+from trenza.base.errors import NotEnoughKeyError
 from trenza.base.names import SaeId
 from trenza.core.delivery import DeliveredKey, IssueRequest
 from trenza.kms.context import Settings
@@ -43,9 +44,13 @@ async def fetch(world: World, caller: str, initiator: str, key_ids: Sequence[UUI
 
 
 async def use_up(world: World, caller: str, target: str, *, number: int) -> None:
-    """Issue until it is refused, and raise the refusal."""
+    """Issue until there is nothing left, however long it is stretched, and raise the refusal."""
     while True:
-        await issue(world, caller, target, number=number)
+        try:
+            await issue(world, caller, target, number=number)
+        except NotEnoughKeyError as refusal:
+            if refusal.retry_after is None:  # it is not only that the pair has had its share
+                raise
         await asyncio.sleep(1.0)
 
 

@@ -191,3 +191,18 @@ def test_what_one_leader_has_begun_is_not_for_another_to_drop_or_to_push_out() -
         await judged(world, ("A1", "C1"), ("B1", "C1"))
 
     run(story())
+
+
+def test_a_leader_fills_no_more_than_a_node_would_ever_use() -> None:
+    async def story() -> None:
+        world = await started(network("AB", "AB", {"A1 B1": "emergency"}))
+        leader, follower = world.node("A"), world.node("B")
+        (plain,) = (kind for kind in leader.demand.kinds(B) if not kind.full)
+        with pytest.raises(RefusedError, match="as many strands of that kind as it will"):
+            [await leader.fill.fill(B, Want(NodeId("A"), plain, slots=1_024, stock=0)) for _ in range(1_000)]
+        held = follower.pools.ungranted(NodeId("A"), NodeId("A"), full=False)
+        assert held <= 65 * SMALL.stock_target + SMALL.segment_max
+        assert follower.ctx.counters["segments_beyond_stock"] == 1
+        await judged(world, ("A1", "B1"))
+
+    run(story())

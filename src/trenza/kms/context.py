@@ -55,6 +55,7 @@ class Settings:
     emergency_floor: float = 0.125  # of stock_target: what the emergency class keeps for itself
     class_floor: float = 0.03125  # of stock_target: the same, of every other class that the book uses
     low_water: float = 0.25  # of stock_target: below this, above the floors, stock is shared out
+    waiting_keys_max: int = 65_536  # keys that wait here, drawn and placed: half for own initiators, half for others'
     checkpoint_entries: int = 1_000
     checkpoint_seconds: Seconds = Seconds(60.0)
 

@@ -29,6 +29,7 @@ from trenza.core.recipe import LOCAL, Recipe
 from trenza.kms.context import Context
 from trenza.kms.issuing import Issuing
 from trenza.kms.orders import Order
+from trenza.kms.shares import Asked, Shares
 from trenza.kms.slots import Found, Pair, Slots
 from trenza.kms.waiting import WaitingKeys
 from trenza.kms.wrap import MAC_BITS, Leg, Wrapped
@@ -38,13 +39,21 @@ class Delivery:
     """The key stories of one node."""
 
     def __init__(
-        self, ctx: Context, *, issuing: Issuing, slots: Slots, wrapped: Wrapped, waiting: WaitingKeys
+        self,
+        ctx: Context,
+        *,
+        issuing: Issuing,
+        slots: Slots,
+        wrapped: Wrapped,
+        waiting: WaitingKeys,
+        shares: Shares,
     ) -> None:
         self._ctx = ctx
         self._issuing = issuing
         self._slots = slots
         self._wrapped = wrapped
         self._waiting = waiting
+        self._shares = shares
         self._pairs: dict[tuple[int, SaeId, SaeId], Pair] = {}
         self._bad_ids: dict[SaeId, TokenBucket] = {}
 
@@ -151,6 +160,7 @@ class Delivery:
         return Order(
             self._ctx,
             self._issuing,
+            self._shares,
             pair,
             recipe,
             size=size,
@@ -192,17 +202,29 @@ class Delivery:
     async def _issue_from_slots(self, pair: Pair, request: IssueRequest, size: Bits) -> list[DeliveredKey]:
         recipes = recipes_for(pair.policy, request.wishes, same_node=False)
         accept = acceptance(pair.policy, request.wishes, now=self._ctx.clock.now())
+        now = self._ctx.clock.elapsed()
+        kept: NotEnoughKeyError | None = None
         for rung, recipe in enumerate(recipes):
+            asked = Asked.of(request.number, size, full=recipe.needs_qkd, slots_per_key=recipe.slots_for(size))
+            try:
+                self._shares.admit(pair, asked, now)
+            except NotEnoughKeyError as error:  # of these strands; others may do
+                kept = error
+                continue
             try:
                 keys = await self._issuing.issue(
                     pair, recipe, number=request.number, size=size, accept=accept, tls_group=request.tls_group
                 )
             except NotEnoughKeyError:
+                self._shares.give_back(pair, asked, now)
                 continue
             self._ctx.counters["keys_issued"] += len(keys)
             if rung:
                 self._ctx.counters["keys_issued_below_first_rung"] += len(keys)
             return [key.delivered() for key in keys]
+        if kept is not None:
+            self._ctx.counters["requests_without_key"] += 1
+            raise kept
         raise self._nothing(pair, recipes, request, size)
 
     def _nothing(self, pair: Pair, recipes: Sequence[Recipe], request: IssueRequest, size: Bits) -> TrenzaError:
@@ -225,6 +247,9 @@ class Delivery:
     ) -> list[DeliveredKey]:
         """Issue keys that are drawn here: LOCAL, or for several targets."""
         legs = [self._leg(pair, request.wishes, size) for pair in pairs]
+        asked = [(leg.pair, self._asked_of(leg, request.number, size)) for leg in legs]
+        now = self._ctx.clock.elapsed()
+        self._shares.admit_all(asked, now)
         try:
             keys = await self._wrapped.issue(
                 initiator,
@@ -235,6 +260,8 @@ class Delivery:
                 tls_group=request.tls_group,
             )
         except NotEnoughKeyError:
+            for pair, given in asked:
+                self._shares.give_back(pair, given, now)
             self._ctx.counters["requests_without_key"] += 1
             raise
         self._ctx.counters["keys_issued"] += len(keys)
@@ -250,6 +277,14 @@ class Delivery:
             if self._issuing.available(pair, recipe, Bits(size + MAC_BITS), accept):
                 return Leg(pair, recipe)
         raise self._nothing(pair, recipes, IssueRequest(pair.target.name, wishes=wishes), size)
+
+    @staticmethod
+    def _asked_of(leg: Leg, number: int, size: Bits) -> Asked:
+        """Return what a leg uses: the slots of the braids that carry the keys, or none where they never travel."""
+        if leg.recipe is None:
+            return Asked.of(number, size)
+        per_key = leg.recipe.slots_for(Bits(size + MAC_BITS))
+        return Asked.of(number, size, full=leg.recipe.needs_qkd, slots_per_key=per_key)
 
     # --- fetch
 

@@ -7,12 +7,13 @@ is served without starving the others. Holds no strand and asks nobody.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from trenza.base.names import NodeId
 from trenza.base.units import Nanoseconds, Seconds, nanoseconds
 from trenza.core.choice import StrandKind
+from trenza.core.priority import DEFAULT
 from trenza.core.recipe import LOCAL
 from trenza.core.segment import SegmentFacts
 from trenza.kms.context import Context
@@ -35,6 +36,8 @@ class Want:
     kind: StrandKind
     slots: int  # missing to the target
     stock: int  # slots there are
+    priority: int = DEFAULT  # the highest class whose policies accept that kind
+    low: bool = False  # whether so little is left that it is shared out, or kept for higher classes
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,11 @@ class Surplus:
     slots: int
 
 
+def _urgency(want: Want) -> tuple[bool, int, int, bool, NodeId]:
+    """Return where a want stands among others: the classes count where little is left, elsewhere the stock."""
+    return not want.low, -want.priority if want.low else 0, want.stock, want.kind.full, want.issuer
+
+
 class Demand:
     """The demand on this node's pairs."""
 
@@ -53,7 +61,7 @@ class Demand:
         self._ctx = ctx
         self._pools = pools
         self._issued: dict[tuple[NodeId, bool], Flow] = {}
-        self._kinds: dict[NodeId, tuple[StrandKind, ...]] = {}
+        self._kinds: dict[NodeId, dict[StrandKind, int]] = {}  # with the highest class of their policies
         self._kinds_of_version = 0
         self.floor_of: Callable[[NodeId], int] = lambda _peer: 0  # slots kept for higher classes (kms.shares)
 
@@ -61,20 +69,21 @@ class Demand:
 
     def kinds(self, peer: NodeId) -> tuple[StrandKind, ...]:
         """Return the kinds of strands that the policies of a pair accept, each once, in the book's order."""
+        return tuple(self._classes(peer))
+
+    def _classes(self, peer: NodeId) -> Mapping[StrandKind, int]:
+        """Return the kinds of a pair with the highest class of the policies that accept them."""
         book = self._ctx.book
         if book.version != self._kinds_of_version:
             self._kinds.clear()
             self._kinds_of_version = book.version
         if peer not in self._kinds:
-            self._kinds[peer] = tuple(
-                dict.fromkeys(
-                    StrandKind.of(policy, full=recipe.needs_qkd)
-                    for _, other, policy in book.pairs_of_node(self._ctx.name)
-                    if other.node == peer
-                    for recipe in policy.recipes
-                    if recipe is not LOCAL
-                )
-            )
+            found = self._kinds[peer] = {}
+            for _, other, policy in book.pairs_of_node(self._ctx.name):
+                for recipe in policy.recipes:
+                    if other.node == peer and recipe is not LOCAL:
+                        kind = StrandKind.of(policy, full=recipe.needs_qkd)
+                        found[kind] = max(found.get(kind, 0), policy.priority)
         return self._kinds[peer]
 
     def wanted(self, peer: NodeId, *, full: bool) -> bool:
@@ -191,14 +200,15 @@ class Demand:
     # --- as the leader
 
     def wants(self, peer: NodeId) -> list[Want]:
-        """Return what the pair lacks, the emptiest first."""
+        """Return what the pair lacks: first where little is left, by class, then the emptiest."""
         found: list[Want] = []
-        for kind in self.kinds(peer):
+        for kind, priority in self._classes(peer).items():
             for issuer in (self._ctx.name, peer):
                 stock, target = self._stock_of(peer, issuer, kind), self._target(self._rate_of(peer, issuer, kind))
                 if stock < target * 3 // 4:
-                    found.append(Want(issuer, kind, target - stock, stock))
-        return sorted(found, key=lambda want: (want.stock, want.kind.full, want.issuer))
+                    low = stock < self._ctx.settings.low_water * self._ctx.settings.stock_target
+                    found.append(Want(issuer, kind, target - stock, stock, priority, low=low))
+        return sorted(found, key=_urgency)
 
     def _stock_of(self, peer: NodeId, issuer: NodeId, kind: StrandKind) -> int:
         """Return the slots of a kind that one direction holds: granted and not issued, and not granted yet."""

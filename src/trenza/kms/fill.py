@@ -17,6 +17,7 @@ from trenza.base.errors import (
     RemoteProtocolError,
     StaleError,
     TrenzaError,
+    UnavailableError,
 )
 from trenza.base.names import NodeId
 from trenza.base.secret import Secret
@@ -25,7 +26,7 @@ from trenza.core.keyid import SLOTS_MAX
 from trenza.core.path import Route, best_path
 from trenza.core.provenance import FORMAT_VERSION, Hop, Lineage, SegmentRecord
 from trenza.core.segment import FULL_ORIGINS, PLAIN_ORIGINS, assemble, comparison_tag
-from trenza.core.strand import STRAND_BYTES, Supply
+from trenza.core.strand import STRAND_BYTES, Origin, Supply
 from trenza.kms.arrivals import Carried
 from trenza.kms.context import Context
 from trenza.kms.demand import Want
@@ -45,6 +46,9 @@ from trenza.wire.peer import (
 
 _PENDING_MAX = 8
 """Segments of one leader that wait for its commit; an honest one makes one at a time."""
+
+_STOCK_MAX = 64
+"""What this node holds of one kind and direction at most, in targets of its own: a leader could fill its disk."""
 
 
 class Fill:
@@ -221,6 +225,7 @@ class Fill:
         try:
             record = SegmentRecord.decode(message.provenance)
             self._check_record(peer, message.segment, record, agreed, carried)
+            self._refuse_if_full(peer, record)
             material = _material(agreed, record.slots, None if carried is None else carried.strand)
             try:
                 tag = comparison_tag(material, message.provenance, verify_key=session.verify_key, role=b"leader")
@@ -236,6 +241,15 @@ class Fill:
             if carried is not None:
                 carried.strand.wipe()
         return SegmentCommitted(answer)
+
+    def _refuse_if_full(self, peer: NodeId, record: SegmentRecord) -> None:
+        issuer, full = NodeId(record.issuer), Origin.QKD in record.origins
+        stock = self._pools.ungranted(peer, issuer, full=full)
+        if issuer == peer:
+            stock += self._pools.unissued(peer, full=full, accept=lambda _: True)
+        if stock + record.slots > _STOCK_MAX * self._ctx.settings.stock_target + self._ctx.settings.segment_max:
+            self._ctx.counters["segments_beyond_stock"] += 1
+            raise UnavailableError("this node holds as many strands of that kind as it will")
 
     async def handle_drop(self, peer: NodeId, message: SegmentDrop) -> Done:
         """Forget what there is of a segment."""

@@ -41,6 +41,7 @@ from trenza.kms.pools import Pools
 from trenza.kms.ports import Anchor, Put, Table
 from trenza.kms.relay import Relays
 from trenza.kms.sessions import Sessions
+from trenza.kms.shares import Shares
 from trenza.kms.slots import Slots
 from trenza.kms.waiting import WaitingKeys
 from trenza.kms.wrap import Wrapped
@@ -106,9 +107,16 @@ class Node:
         )
         self.slots = Slots(ctx, id_keys=self.id_keys, pools=self.pools, journal=self.journal)
         self.waiting = WaitingKeys(ctx)
+        self.shares = Shares(ctx, stock_of=self._stock_of)
+        self.demand.floor_of = self.shares.floor_of
         self.wrapped = Wrapped(ctx, issuing=self.issuing, slots=self.slots, waiting=self.waiting)
         self.delivery = Delivery(
-            ctx, issuing=self.issuing, slots=self.slots, wrapped=self.wrapped, waiting=self.waiting
+            ctx,
+            issuing=self.issuing,
+            slots=self.slots,
+            wrapped=self.wrapped,
+            waiting=self.waiting,
+            shares=self.shares,
         )
         self.explain = Explain(ctx, id_keys=self.id_keys, slots=self.slots, journal=self.journal)
         self.notary = Notary(ctx, journal=self.journal)
@@ -137,6 +145,7 @@ class Node:
         await self.pools.load()
         await self.ingest.load()
         await self.waiting.load()
+        await self.shares.load()
         if not whole:
             self.ctx.counters["starts_from_a_copy"] += 1
             await self._drop_all()
@@ -181,6 +190,10 @@ class Node:
             await self.notary.sign()
         except TrenzaError:
             self.ctx.counters["checkpoints_missed"] += 1
+        try:
+            await self.shares.save()
+        except TrenzaError:
+            self.ctx.counters["quotas_unsaved"] += 1
 
     # --- the book
 
@@ -231,6 +244,10 @@ class Node:
             if other.node != ctx.name and any(recipe is not LOCAL for recipe in policy.recipes)
         }
         return sorted(found)
+
+    def _stock_of(self, peer: NodeId, full: bool) -> int:
+        """Return what this node can issue to a peer, some of it after one round trip for a window."""
+        return self.pools.issuable(peer, full=full) + self.pools.ungranted(peer, self.ctx.name, full=full)
 
     def neighbours(self) -> list[NodeId]:
         """Return the nodes at the other end of this node's links."""
@@ -399,6 +416,7 @@ class Node:
     async def _upkeep(self) -> bool:
         self.relays.expire()
         await self.waiting.tidy()
+        await self.shares.save_if_due()
         await self.notary.sign_if_due()
         for peer in self.partners():
             if self.demand.is_low(peer):

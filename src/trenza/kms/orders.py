@@ -2,8 +2,8 @@
 
 All that does not change between two of them is looked up once: who may ask, which recipe, which window, and what its
 keys have in common. Everything that may change is looked at every time: the book, the session and its lease, the age
-of the strands, what is in hand. Where one of these is not as it was, or something must be waited for, the request
-takes the long way (`kms.deliver`), which also says why.
+of the strands, what is in hand, and whether the pair has had its share. Where one of these is not as it was, or
+something must be waited for, the request takes the long way (`kms.deliver`), which also says why.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from trenza.kms.context import Context, Session
 from trenza.kms.id_keys import IdKeyRing
 from trenza.kms.issuing import Desk, FreshKey, Issuing
 from trenza.kms.journal import Journal
+from trenza.kms.shares import Asked, Shares
 from trenza.kms.slots import Pair
 
 
@@ -24,6 +25,7 @@ class Order:
     """One key of one recipe and size for one pair, again and again."""
 
     __slots__ = (
+        "_asked",
         "_book",
         "_clock",
         "_counters",
@@ -38,6 +40,7 @@ class Order:
         "_peer",
         "_recipe",
         "_session",
+        "_shares",
         "_size",
         "_slots",
         "_tls_group",
@@ -50,6 +53,7 @@ class Order:
         self,
         ctx: Context,
         issuing: Issuing,
+        shares: Shares,
         pair: Pair,
         recipe: Recipe,
         *,
@@ -70,6 +74,8 @@ class Order:
         self._wishes = wishes
         self._tls_group = tls_group
         self._slots = recipe.slots_for(size)
+        self._shares = shares
+        self._asked = Asked.of(1, size, full=recipe.needs_qkd, slots_per_key=self._slots)
         self._flow = issuing.flow(self._peer, full=recipe.needs_qkd)
         self._book = ctx.book
         self._session: Session | None = None
@@ -86,13 +92,13 @@ class Order:
     def serve(self) -> FreshKey | None:
         """Return the next key; None where the request must go the long way. The caller wipes the key."""
         desk, window, session = self._desk, self._window, self._session
-        now = self._clock.now()
+        now, elapsed = self._clock.now(), self._clock.elapsed()
         if (
             desk is None
             or window is None
             or session is None
             or self._ctx.sessions.get(self._peer) is not session
-            or self._clock.elapsed() >= session.lease_until
+            or elapsed >= session.lease_until
             or now > self._good_until
             or window.next + self._slots > window.reserved
             or self._id_keys.issues_under(self._peer) != self._under
@@ -100,6 +106,8 @@ class Order:
             or not self.is_good
         ):
             return self._from_another_window(now)
+        if not self._shares.grants(self._pair, self._asked, elapsed):
+            return None
         slot = window.next
         window.next = slot + self._slots
         self._flow.taken += self._slots

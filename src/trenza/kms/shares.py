@@ -100,6 +100,17 @@ class Shares:
 
     # --- asking
 
+    def grants(self, pair: Sharer, asked: Asked, now: Seconds) -> bool:
+        """Admit a request or do not, without a word: who then asks with `admit` hears why, and is counted."""
+        terms = self._terms.get(pair) or self._take_in(pair)
+        if terms.metered and self._limit_of(terms, asked, now) is not None:
+            return False
+        if self._draw(pair, terms, asked, now) is not Verdict.GRANTED:
+            return False
+        if terms.metered:
+            self._spend(terms, asked.keys, asked.bits, now)
+        return True
+
     def admit(self, pair: Sharer, asked: Asked, now: Seconds) -> None:
         """See that a request may be served now, and count it as served; `give_back` if it was not.
 
@@ -113,15 +124,12 @@ class Shares:
             NotEnoughKeyError: what is left is kept for others; another kind of strands may do.
         """
         terms = self._terms.get(pair) or self._take_in(pair)
-        if terms.metered:
-            self._refuse_over_limit(terms, asked, now)
-        if asked.full is not None and terms.lots is not None:
-            lot = terms.lots[asked.full]
-            if now >= lot.due:
-                self._look(pair.target.node, now, lot, full=asked.full)
-            verdict = lot.draw(terms.who, terms.priority, asked.slots, now, terms.tenant)
-            if verdict is not Verdict.GRANTED:
-                raise self._refusal(verdict, terms, lot)
+        if terms.metered and (limit := self._limit_of(terms, asked, now)) is not None:
+            self._ctx.counters["requests_over_quota" if limit is terms.usage else "requests_over_rate"] += 1
+            raise self._limited(limit, now)
+        verdict = self._draw(pair, terms, asked, now)
+        if verdict is not Verdict.GRANTED:
+            raise self._refusal(verdict, terms, asked)
         if terms.metered:
             self._spend(terms, asked.keys, asked.bits, now)
 
@@ -147,22 +155,32 @@ class Shares:
                     self.give_back(before, given, now)
                 raise
 
+    def floor_of(self, peer: NodeId) -> int:
+        """Return the slots to `peer`, of either kind, that the lowest class leaves to the others."""
+        self._follow_book()
+        return max(lot.floors[0] for lot in self._lots_of(peer))
+
     # --- rates and quotas
 
-    def _refuse_over_limit(self, terms: _Terms, asked: Asked, now: Seconds) -> None:
+    def _limit_of(self, terms: _Terms, asked: Asked, now: Seconds) -> TokenBucket | _Usage | None:
+        """Return the rate or the quota that a request would exceed."""
         for bucket in terms.buckets:
             if not bucket.allows(now):
-                self._ctx.counters["requests_over_rate"] += 1
-                raise LimitedError(
-                    "more keys were asked for than may be had in this time; try again later",
-                    retry_after=bucket.wait(now),
-                )
-        if terms.usage is not None and self._today(terms.usage) + asked.bits > terms.tenant.max_bits_per_day:
-            self._ctx.counters["requests_over_quota"] += 1
-            raise LimitedError(
-                "the quota of this day does not suffice for this request; a new day begins at midnight UTC",
-                retry_after=Seconds((_DAY_NS - self._ctx.clock.now() % _DAY_NS) / 1e9),
+                return bucket
+        usage = terms.usage
+        if usage is not None and self._today(usage) + asked.bits > terms.tenant.max_bits_per_day:
+            return usage
+        return None
+
+    def _limited(self, limit: TokenBucket | _Usage, now: Seconds) -> LimitedError:
+        if isinstance(limit, TokenBucket):
+            return LimitedError(
+                "more keys were asked for than may be had in this time; try again later", retry_after=limit.wait(now)
             )
+        return LimitedError(
+            "the quota of this day does not suffice for this request; a new day begins at midnight UTC",
+            retry_after=Seconds((_DAY_NS - self._ctx.clock.now() % _DAY_NS) / 1e9),
+        )
 
     def _spend(self, terms: _Terms, keys: int, bits: int, now: Seconds) -> None:
         for bucket in terms.buckets:
@@ -180,20 +198,28 @@ class Shares:
 
     # --- lots
 
-    def _look(self, peer: NodeId, now: Seconds, lot: Lot, *, full: bool) -> None:
-        lot.look(self._stock_of(peer, full), now)
-        lot.due = Seconds(now + LOOK_EVERY)
+    def _draw(self, pair: Sharer, terms: _Terms, asked: Asked, now: Seconds) -> Verdict:
+        full, lots = asked.full, terms.lots
+        if full is None or lots is None:
+            return Verdict.GRANTED
+        lot = lots[full]
+        if now >= lot.due:
+            lot.look(self._stock_of(pair.target.node, full), now)
+            lot.due = Seconds(now + LOOK_EVERY)
+        return lot.draw(terms.who, terms.priority, asked.slots, now, terms.tenant)
 
-    def _refusal(self, verdict: Verdict, terms: _Terms, lot: Lot) -> NotEnoughKeyError:
+    def _refusal(self, verdict: Verdict, terms: _Terms, asked: Asked) -> NotEnoughKeyError:
         if verdict is Verdict.KEPT:
             self._ctx.counters["requests_kept_for_higher"] += 1
             return NotEnoughKeyError(
                 "not enough keys are available now: what is left is kept for higher priority; try again later"
             )
         self._ctx.counters["requests_beyond_share"] += 1
+        assert terms.lots is not None
+        assert asked.full is not None
         return NotEnoughKeyError(
             "not enough keys are available now: what is left is shared among those who ask; try again later",
-            retry_after=lot.wait(terms.who),
+            retry_after=terms.lots[asked.full].wait(terms.who),
         )
 
     # --- the book

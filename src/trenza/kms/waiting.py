@@ -2,7 +2,8 @@
 
 A key is kept, becomes ready once every target holds it, and is then delivered once, or expires, or is destroyed.
 `kms.wrap` places them: LOCAL keys, and those for several targets. So that nobody can fill a node's keyring, only so
-many wait for each ordered pair of SAEs, and only so many that another node has placed here.
+many wait for each ordered pair of SAEs, only so many that another node has placed here, and only so many in all: half
+of these for this node's own initiators, half for those of other nodes.
 """
 
 from __future__ import annotations
@@ -86,6 +87,7 @@ class _Waiting:
 
     initiator: SaeId
     target: SaeId
+    node: NodeId | None  # that placed it; None: the book knew its initiator no longer when it was loaded
     size: int
     sealed: Sealed
     facts: KeyFacts
@@ -100,6 +102,7 @@ class WaitingKeys:
         self._ctx = ctx
         self._held: dict[bytes, dict[SaeId, _Waiting]] = {}  # key ID -> target -> key
         self._counts: Counter[tuple[SaeId, SaeId]] = Counter()  # by pair, with those that are just being sealed
+        self._placed: Counter[NodeId | None] = Counter()  # the same, by the node that placed them
 
     async def load(self) -> None:
         """Read the keys that wait; those whose second phase never came are destroyed by upkeep."""
@@ -107,9 +110,10 @@ class WaitingKeys:
             row = rows.decode(value, rows.WrappedRow)
             initiator, target = SaeId(row.initiator), SaeId(row.target)
             facts = decode_facts(row.facts)
-            waiting = _Waiting(initiator, target, row.size, row.sealed.sealed, facts, row.ready)
+            node = self._node_of(initiator) if self._ctx.has_book else None
+            waiting = _Waiting(initiator, target, node, row.size, row.sealed.sealed, facts, row.ready)
             self._held.setdefault(key[:16], {})[target] = waiting
-            self._counts[initiator, target] += 1
+            self._count(initiator, target, node)
 
     # --- how many
 
@@ -129,13 +133,17 @@ class WaitingKeys:
         """See that `number` more keys may wait here.
 
         Raises:
-            NotEnoughKeyError: too many wait: of this pair, or of all that the initiator's node has placed here.
+            NotEnoughKeyError: too many wait: of this pair, of all that the initiator's node has placed here, or of
+                all that this node's initiators, or other nodes', have placed together.
         """
         room = self.room(initiator, target)
-        node = self._node_of(initiator)
-        if node != self._ctx.name:
-            placed = sum(count for (one, _), count in self._counts.items() if self._node_of(one) == node)
-            room = min(room, max(0, self.most * _NODE_SHARE - placed))
+        node, half = self._node_of(initiator), self._ctx.settings.waiting_keys_max // 2
+        own = self._placed[self._ctx.name]
+        if node == self._ctx.name:
+            room = min(room, max(0, half - own))
+        else:
+            others = self._placed.total() - own
+            room = min(room, max(0, self.most * _NODE_SHARE - self._placed[node]), max(0, half - others))
         if number > room:
             raise NotEnoughKeyError(
                 "too many keys wait to be fetched; try again later",
@@ -146,10 +154,17 @@ class WaitingKeys:
         entry = self._ctx.book.sae_by_name.get(sae)
         return None if entry is None else entry.node
 
-    def _uncount(self, initiator: SaeId, target: SaeId) -> None:
+    def _count(self, initiator: SaeId, target: SaeId, node: NodeId | None) -> None:
+        self._counts[initiator, target] += 1
+        self._placed[node] += 1
+
+    def _uncount(self, initiator: SaeId, target: SaeId, node: NodeId | None) -> None:
         self._counts[initiator, target] -= 1
         if not self._counts[initiator, target]:
             del self._counts[initiator, target]
+        self._placed[node] -= 1
+        if not self._placed[node]:
+            del self._placed[node]
 
     # --- placing
 
@@ -164,17 +179,18 @@ class WaitingKeys:
         if target in others or any(one.initiator != initiator for one in others.values()):
             raise ConflictError("a key of that ID waits here already")
         self.refuse_if_full(initiator, target)
-        self._counts[initiator, target] += 1
+        node = self._node_of(initiator)
+        self._count(initiator, target, node)
         try:
             sealed = await self._ctx.sealer.seal(key, associated=_associated(key_id, target))
-            waiting = _Waiting(initiator, target, len(key) * 8, sealed, facts, ready=False)
+            waiting = _Waiting(initiator, target, node, len(key) * 8, sealed, facts, ready=False)
             try:
                 await self._ctx.store.commit([Insert(Table.WRAPPED, _row_key(key_id, target), _row(waiting))])
             except BaseException:
                 await self._ctx.sealer.erase([sealed.handle])
                 raise
         except BaseException:
-            self._uncount(initiator, target)
+            self._uncount(initiator, target, node)
             raise
         self._held.setdefault(key_id, {})[target] = waiting
 
@@ -311,7 +327,7 @@ class WaitingKeys:
             return None
         if not targets:
             del self._held[key_id]
-        self._uncount(waiting.initiator, target)
+        self._uncount(waiting.initiator, target, waiting.node)
         return waiting
 
 

@@ -49,6 +49,9 @@ MAC_BITS = bits_of_bytes(hop.MAC_KEY_BYTES)
 _LATER = frozenset({UnavailableError.code, StoreUnavailableError.code, FencedError.code})
 """Refusals after which a void is told again."""
 
+_MOST_VOIDS = 10_000
+"""While so many have not been heard, no key is drawn that might add to them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Leg:
@@ -87,6 +90,8 @@ class Wrapped:
             NotEnoughKeyError: too many keys wait at this node for one of its own targets; none was drawn.
             UnavailableError: one target could not be reached or served; everything is void.
         """
+        if len(self._unheard_voids) >= _MOST_VOIDS:
+            raise UnavailableError("too many nodes have not heard yet which keys are void; try again later")
         for leg in legs:
             if leg.recipe is None:
                 self._waiting.refuse_if_full(initiator.name, leg.pair.target.name, number=number)
