@@ -65,7 +65,6 @@ class History:
 
     def note_refused(self, key_id: str, code: int) -> None:
         with self._lock:
-            self.counts[f"dec {code}"] += 1
             if code in (400, 401) and key_id in self.unheard:
                 self.doubtful.add(key_id)
             elif code in (400, 401):
@@ -129,6 +128,7 @@ class Traffic:
             history.note_unheard(key_id)  # for `fetch_what_waits`
             return False
         if code != 200:
+            history.note(f"dec {code}")
             history.note_refused(key_id, code)
             return False
         history.note_fetched(key_id, bits_of(container)[key_id], asked=asked)

@@ -74,13 +74,13 @@ async def handles_in_use(store: Store) -> frozenset[int]:
         handles.add(msgspec.msgpack.decode(value, type=BlockRow).handle)
     for _, value in await store.scan(Table.SESSION, b"root"):
         root = rows.decode(value, rows.RootRow)
-        handles |= {sealed.handle for sealed in (root.root, root.candidate) if sealed is not None}
+        handles |= {box.handle for box in (root.root, root.candidate) if box is not None}
     for _, value in await store.scan(Table.SESSION, b"keys"):
         handles.add(rows.decode(value, rows.IdKeysRow).keys.handle)
     for segment, _ in await store.scan(Table.SEGMENT):
-        value = await store.get(Table.SEGMENT_BYTES, segment)  # one at a time: together they are the whole stock
-        if value is not None:
-            handles.add(rows.decode(value, rows.SealedRow).handle)
+        sealed = await store.get(Table.SEGMENT_BYTES, segment)  # one at a time: together they are the whole stock
+        if sealed is not None:
+            handles.add(rows.decode(sealed, rows.SealedRow).handle)
     for _, value in await store.scan(Table.WRAPPED):
         handles.add(rows.decode(value, rows.WrappedRow).sealed.handle)
     return frozenset(handles)
