@@ -34,14 +34,16 @@ TINY = Settings(
 PAIRS = (("A1", "C1"), ("C1", "A1"), ("A1", "B1"), ("B1", "C1"), ("A1", "A2"))
 
 
-async def lived(name: NodeId | None = None, death: DeathAt | None = None) -> World:
+async def lived(
+    name: NodeId | None = None, death: DeathAt | None = None, *, fatal_step: int = 0, turns: int = 8
+) -> World:
     """Live through the small history; whoever dies is started again a second later."""
     world = World(THREE, seed=11, settings=TINY)
     if name is not None:
-        world.machines[name].death = death
+        world.machines[name].death, world.machines[name].fatal_step = death, fatal_step
     client = Client(world)
     await world.start_all()
-    for turn in range(8):
+    for turn in range(turns):
         await _revive(world)
         for caller, target in PAIRS:
             others = (SaeId("B1"),) if (caller, target) == ("A1", "C1") and turn % 3 == 0 else ()

@@ -191,6 +191,7 @@ class World:
         machine.store, machine.peers, machine.process = store, peers, process
         machine.main = process.spawn(self._live(machine, process, node, loaded, answers=answers), name=f"node {name}")
         machine.main.add_done_callback(partial(self._note_end, machine, process))
+        machine.main.add_done_callback(lambda _: loaded.set())  # it may die before its first step
         await loaded.wait()
 
     def _settle(self, machine: Machine, store: LabDisk) -> None:
