@@ -308,6 +308,19 @@ def test_several_requests_are_admitted_all_or_none():
     assert world.count(one) == 5
 
 
+def test_who_asks_without_wanting_to_hear_why_is_refused_alike_and_not_counted():
+    world = World(Policy("p", HYBRID, max_keys_per_second=1.0, burst=2), Policy("rescue", HYBRID, priority=7))
+    pair = world.pair()
+    assert [world.shares.grants(pair, KEY, world.clock.elapsed()) for _ in range(3)] == [True, True, False]
+    world.clock.advance(2.0)
+    world.stock[True] = 100  # all of it kept for the emergency class
+    assert not world.shares.grants(pair, KEY, world.clock.elapsed())
+    assert not world.ctx.counters
+    world.stock[True] = 1_000
+    world.clock.advance(0.1)
+    assert world.count(pair) == 2  # what was refused cost nothing
+
+
 # --- a new book
 
 
