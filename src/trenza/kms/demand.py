@@ -7,6 +7,7 @@ is served without starving the others. Holds no strand and asks nobody.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -23,6 +24,10 @@ from trenza.wire.peer import StockMark
 _STOCK_MAX = 16
 """However fast a peer says it issues, filling aims at no more than this many times the target: an exposure, too."""
 
+
+_CHUNK_MAX = 4_096
+_CHUNKS_HELD = 4
+"""Windows should hold at least so many chunks, so that a burst does not wait for the far node each time."""
 
 _HALF = 3.5
 """Seconds after which demand counts half."""
@@ -110,16 +115,19 @@ class Demand:
         """Return the count of what is issued to `peer`; good to keep."""
         flow = self._issued.get((peer, full))
         if flow is None:
-            flow = self._issued[peer, full] = Flow(self._ctx.settings.reserve_slots // 2)
+            least = self._ctx.settings.reserve_slots
+            flow = self._issued[peer, full] = Flow(least, least // 2)
         return flow
 
-    def chunk(self, peer: NodeId, *, full: bool) -> int:
-        """Return how many slots should come into hand at once."""
-        settings, flow = self._ctx.settings, self.flow(peer, full=full)
-        wanted = flow.per_second(self._ctx.clock.elapsed()) * settings.reserve_seconds
-        chunk = max(settings.reserve_slots, int(wanted))
-        flow.low = chunk // 2
-        return chunk
+    def note_reserved(self, peer: NodeId, *, full: bool) -> None:
+        """Settle how many slots come into hand next time: for some time of demand, and twice as many as this time
+        where these did not last so long. So a burst soon finds as much as it takes, before the average follows.
+        """
+        settings, flow, now = self._ctx.settings, self.flow(peer, full=full), self._ctx.clock.elapsed()
+        chunk = max(settings.reserve_slots, int(flow.per_second(now) * settings.reserve_seconds))
+        if now - flow.reserved_at < settings.reserve_seconds:
+            chunk = max(chunk, min(2 * flow.chunk, _CHUNK_MAX))
+        flow.chunk, flow.low, flow.reserved_at = chunk, chunk // 2, now
 
     def _rate(self, peer: NodeId, *, full: bool) -> float:
         return self.flow(peer, full=full).per_second(self._ctx.clock.elapsed())
@@ -158,7 +166,8 @@ class Demand:
         asked: list[tuple[StrandKind, int]] = []
         for kind in self.kinds(peer):
             rate = self._rate(peer, full=kind.full)
-            enough = max(settings.window_slots, int(rate * settings.window_seconds))
+            burst = _CHUNKS_HELD * self.flow(peer, full=kind.full).chunk
+            enough = max(settings.window_slots, int(rate * settings.window_seconds), burst)
             held = self._issuable(peer, kind)
             if held <= enough // 2:
                 asked.append((kind, enough - held))
@@ -227,7 +236,9 @@ class Demand:
 class Flow:
     """How fast slots of one kind are issued to one node. Whoever issues adds to `taken`, and nothing else."""
 
+    chunk: int  # slots that should come into hand at once
     low: int  # fewer slots in hand than this are too few
+    reserved_at: float = -math.inf  # on Clock.elapsed
     taken: int = 0  # since the rate was last looked at
     _value: float = 0.0
     _at: float = 0.0

@@ -241,8 +241,9 @@ class Issuing:
                 await self._get_window(pair, recipe, number=number, size=size, accept=accept)
             if self.available(pair, recipe, size, accept) < number:
                 break
-            wanted = max(number * per_key, self._demand.chunk(peer, full=full))
-            await self._pools.reserve(peer, wanted, full=full, slots=per_key, accept=accept)
+            wanted = max(number * per_key, self._demand.flow(peer, full=full).chunk)
+            if await self._pools.reserve(peer, wanted, full=full, slots=per_key, accept=accept):
+                self._demand.note_reserved(peer, full=full)
         if self.on_low is not None:
             self.on_low(peer)
         raise NotEnoughKeyError(f"fewer than {number} keys of recipe {recipe.name} can be issued now")
@@ -271,7 +272,9 @@ class Issuing:
     async def refill(self, peer: NodeId, *, full: bool, accept: Accept) -> None:
         """Reserve ahead of need, so that requests need not wait."""
         try:
-            await self._pools.reserve(peer, self._demand.chunk(peer, full=full), full=full, accept=accept)
+            chunk = self._demand.flow(peer, full=full).chunk
+            if await self._pools.reserve(peer, chunk, full=full, accept=accept):
+                self._demand.note_reserved(peer, full=full)
         finally:
             self._refilling.discard((peer, full))
         if self.on_low is not None and self._demand.is_low(peer):
