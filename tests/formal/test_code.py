@@ -1,8 +1,8 @@
-"""The model and the code say the same: random steps of the model, done by `kms.pools`, `kms.cede` and `core.window`.
+"""The model and the code say the same: random steps of the model, done by `kms.pools` and `kms.cede`.
 
-After every step both ends of the code must believe, slot by slot, what the model's do: which slots may still be given,
-which windows are held and what of them was delivered, what may be issued at once and after a reservation. Messages
-come late, twice or never, as in the model; what the model ignores, the code must refuse and leave everything as it was.
+After every step both ends of the code must believe, slot by slot, what those of the model do: what may still be
+given, which windows are held and what of them was delivered, what may be issued at once and after a reservation.
+Messages come late, twice or never, as in the model; what the model ignores, the code must refuse, and change nothing.
 """
 
 from __future__ import annotations

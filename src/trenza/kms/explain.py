@@ -53,6 +53,7 @@ class Explanation:
     segment: SegmentRecord | None  # None for keys drawn at a node
     segment_digest: bytes
     braids: tuple[UUID, ...] = ()  # the keys that carried it to its targets; each can be explained by itself
+    issuer: NodeId | None = None  # which of the two issued it: slots change direction, so the segment does not say
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +90,14 @@ class Explain:
         if owner is None:
             raise self._unknown(key_id)
         if doubts := await self._doubts(owner):
-            return await self._explained(key_id, owner.address, doubts, doubts[0].record.segment)
+            issuer = self._ctx.name if owner.issued_here else owner.peer
+            return await self._explained(key_id, owner.address, doubts, doubts[0].record.segment, issuer)
+        if owner.issued_here:
+            raise self._unknown(key_id)  # windows of that number which this node granted are others
         segment_id = self._slots.segment_of_window(owner.peer, owner.address.window)
         if segment_id is None:
             raise self._unknown(key_id)
-        return await self._explained(key_id, owner.address, (), segment_id)
+        return await self._explained(key_id, owner.address, (), segment_id, owner.peer)
 
     def _unknown(self, key_id: UUID) -> UnknownKeyError:
         return UnknownKeyError(f"node {self._ctx.name} cannot tell whose key {key_id} is")
@@ -125,7 +129,8 @@ class Explain:
                     ]
                     if found:
                         events = tuple(KeyEvent(one.kind, one.time, one.sequence, record) for one, record in found)
-                        return await self._explained(key_id, address, events, found[0][1].segment)
+                        issuer = self._ctx.name if kind == "issued" else peer
+                        return await self._explained(key_id, address, events, found[0][1].segment, issuer)
         return None
 
     async def _records(self, peer: NodeId, address: KeyAddress, kind: str) -> list[tuple[LedgerEntry, KeyRecord]]:
@@ -143,14 +148,15 @@ class Explain:
         return pair_binding(issuer, holder, initiator, target, policy_digest=record.policy_digest)
 
     async def _explained(
-        self, key_id: UUID, address: KeyAddress, events: tuple[KeyEvent, ...], segment: bytes
+        self, key_id: UUID, address: KeyAddress, events: tuple[KeyEvent, ...], segment: bytes, issuer: NodeId
     ) -> Explanation:
         entries = await self._ctx.store.entries(LedgerQuery(term=f"segment:{segment.hex()}", kind="segment"))
         if not entries:
             raise UnknownKeyError(f"node {self._ctx.name} has no record of the strands of key {key_id}")
         recipe, body = recipe_of_code(address.recipe), entries[0].body
         record, digest = SegmentRecord.decode(body), segment_digest(body)
-        return Explanation(key_id, self._ctx.name, recipe.name, address.size, events, record, digest)
+        name, size = self._ctx.name, address.size
+        return Explanation(key_id, name, recipe.name, size, events, record, digest, issuer=issuer)
 
     def _of_drawn(self, key_id: UUID, entries: list[LedgerEntry]) -> Explanation:
         records = [msgspec.msgpack.decode(one.body, type=WrapRecord) for one in entries]

@@ -164,6 +164,7 @@ def key(explanation: Explanation) -> wire.KeyStatement:
         segment=None if segment is None else _segment(segment),
         segment_digest=explanation.segment_digest.hex(),
         braids=tuple(str(braid) for braid in explanation.braids),
+        issuer=explanation.issuer,
     )
 
 

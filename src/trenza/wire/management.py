@@ -175,6 +175,7 @@ class KeyStatement(msgspec.Struct, frozen=True):
     segment: dict[str, Any] | None  # core.provenance.SegmentRecord, and what follows from it
     segment_digest: str  # bound into every key made of the segment; empty where there is none
     braids: tuple[str, ...]  # keys that carried it to its targets; each can be asked for by itself
+    issuer: str | None = None  # the node that issued it; slots change direction, so its segment does not say
 
 
 class ExposedKeys(msgspec.Struct, frozen=True):
