@@ -238,6 +238,7 @@ class Flow:
 
     chunk: int  # slots that should come into hand at once
     low: int  # fewer slots in hand than this are too few
+    until_look: int = 0  # slots that may be taken before anyone need count what is in hand
     reserved_at: float = -math.inf  # on Clock.elapsed
     taken: int = 0  # since the rate was last looked at
     _value: float = 0.0

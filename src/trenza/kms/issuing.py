@@ -215,8 +215,10 @@ class Issuing:
         """See to it that the next requests find slots in hand."""
         if self.on_short is None or (peer, full) in self._refilling:
             return
-        in_hand = self._pools.pair(peer).issuer.in_hand(full=full)
-        if in_hand < self._demand.flow(peer, full=full).low and self.on_short(peer, full, accept):
+        flow = self._demand.flow(peer, full=full)
+        spare = self._pools.pair(peer).issuer.in_hand(full=full) - flow.low
+        flow.until_look = max(spare, 1)
+        if spare < 0 and self.on_short(peer, full, accept):
             self._refilling.add((peer, full))
 
     # --- what must wait

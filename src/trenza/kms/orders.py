@@ -112,7 +112,8 @@ class Order:
         window.next = slot + self._slots
         self._flow.taken += self._slots
         self._counters["keys_issued"] += 1
-        if window.reserved - window.next < self._flow.low:
+        self._flow.until_look -= self._slots
+        if self._flow.until_look <= 0:
             self._look_ahead(now)
         return desk.issue(slot, now)
 
