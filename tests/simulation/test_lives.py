@@ -211,3 +211,19 @@ def test_a_clone_that_takes_over_and_the_original_that_comes_back_never_share_a_
         await judged(world)
 
     run(story())
+
+
+def test_a_request_that_comes_while_a_node_stops_begins_nothing_in_the_background() -> None:
+    async def story() -> None:
+        world = await started()
+        node, main = world.node(A), world.machines[A].main
+        assert main is not None
+        main.cancel()
+        for _ in range(5):
+            await asyncio.sleep(0)
+            assert not node._refill(B, True, lambda _: True)
+        await world.crash(A)
+        await world.start(A)
+        await judged(world)
+
+    run(story())

@@ -168,9 +168,11 @@ class Node:
                 self._group = group
                 group.create_task(self.journal.run(), name="journal")
                 self._reconcile()
-                await asyncio.Event().wait()
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    self._group = None  # requests that still come begin nothing in a group that ends
         finally:
-            self._group = None
             self._tasks.clear()
             await self.leave()
 

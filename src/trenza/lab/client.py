@@ -78,7 +78,8 @@ class Client:
         act: Callable[[], Coroutine[Any, Any, T]],
         key_ids: tuple[UUID, ...],
     ) -> T | None:
-        process = self._machine(caller).process
+        machine = self._machine(caller)
+        process = machine.process
         assert process is not None, "a node lives in a process"
         try:
             async with asyncio.timeout(PATIENCE):
@@ -87,6 +88,9 @@ class Client:
             code = error.code
         except TimeoutError:
             code = "no answer"
+        except Exception as error:  # noqa: BLE001 - no application may see this, and the history goes on
+            code = "fell over"
+            self._world.failures.setdefault(machine.name, error)
         self._world.history.add(Refused(self._world.clock.elapsed(), deed, caller, other, code, key_ids))
         return None
 

@@ -31,7 +31,7 @@ from trenza.lab.history import (
 )
 from trenza.wire.peer import canonical
 
-_UNKNOWN = ("no answer", "store-unavailable")
+_UNKNOWN = ("no answer", "fell over", "store-unavailable")
 """After these nobody can tell whether the keys were marked as delivered. Any other refusal has touched nothing."""
 
 
