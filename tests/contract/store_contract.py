@@ -10,8 +10,9 @@ closes what it opened. SHARED_CLAUSES are for stores of which several may be ope
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
+import msgspec
 import pytest
 
 from trenza.base.errors import ConflictError, StoreUnavailableError
@@ -24,10 +25,14 @@ from trenza.kms.ports import (
     DeletePrefix,
     Expect,
     Insert,
+    LedgerEntry,
+    LedgerExtent,
     LedgerQuery,
+    Prune,
     Put,
     Store,
     Table,
+    footprint,
 )
 
 MakeStore = Callable[[], Store | Awaitable[Store]]
@@ -43,6 +48,10 @@ async def opened(make_store: MakeStore) -> Store:
 
 def entry(number: int, *, kind: str = "issued", terms: tuple[str, ...] = ()) -> Append:
     return Append(Nanoseconds(number * 1_000), kind, b"body %d" % number, terms)
+
+
+def weight(entries: Sequence[LedgerEntry]) -> int:
+    return sum(footprint(body=len(e.body), terms=len(msgspec.json.encode(e.terms))) for e in entries)
 
 
 async def a_row_is_read_back_replaced_and_deleted(make_store: MakeStore) -> None:
@@ -266,6 +275,59 @@ async def closing_finishes_what_was_called(make_store: MakeStore) -> None:
     await again.close()
 
 
+async def what_is_pruned_is_gone_and_the_ledger_goes_on(make_store: MakeStore) -> None:
+    store = await opened(make_store)
+    await store.commit([entry(n, terms=("node:é", f"key:{n % 3}")) for n in range(1, 31)])
+    ledger = await store.entries(LedgerQuery())
+    assert await store.extent() == LedgerExtent(ChainHead(), await store.head(), weight(ledger))
+    await store.commit([Prune(10, ledger[9].hash)])
+    await store.commit([entry(31), Prune(20, ledger[19].hash), Put(SEGMENT, b"s", b"v"), Prune(12, ledger[11].hash)])
+    await store.commit([Prune(20, ledger[19].hash)])
+    kept = await store.entries(LedgerQuery())
+    start = ChainHead(20, ledger[19].hash)
+    assert [e.sequence for e in kept] == list(range(21, 32))
+    assert [e.sequence for e in await store.entries(LedgerQuery(term="key:0"))] == [21, 24, 27, 30]
+    assert ChainHead(*verify_chain(kept, start)) == await store.head()
+    assert await store.extent() == LedgerExtent(start, await store.head(), weight(kept))
+    await store.close()
+    again = await opened(make_store)
+    assert await again.extent() == LedgerExtent(start, ChainHead(31, kept[-1].hash), weight(kept))
+    await again.commit([Prune(31, kept[-1].hash)])
+    assert await again.extent() == LedgerExtent(await again.head(), await again.head(), 0)
+    await again.commit([entry(32, terms=("key:0",))])
+    (last,) = await again.entries(LedgerQuery(term="key:0"))
+    assert (last.sequence, (await again.extent()).bytes) == (32, weight([last]))
+    verify_chain([last], (await again.extent()).start)
+    await again.close()
+
+
+async def nothing_is_pruned_that_is_not_as_it_was_named(make_store: MakeStore) -> None:
+    store = await opened(make_store)
+    await store.commit([entry(n) for n in range(1, 6)])
+    ledger, before = await store.entries(LedgerQuery()), await store.extent()
+    for wrong in (Prune(3, ledger[3].hash), Prune(6, ledger[4].hash)):
+        for changes in ([wrong], [Put(SEGMENT, b"s", b""), entry(6), wrong], [Prune(2, ledger[1].hash), wrong]):
+            with pytest.raises(ConflictError):
+                await store.commit(changes)
+    assert await store.extent() == before
+    assert await store.scan(SEGMENT) == []
+    assert await store.entries(LedgerQuery()) == ledger
+    await store.close()
+
+
+async def of_those_who_prune_at_once_each_gets_its_answer(make_store: MakeStore) -> None:
+    store = await opened(make_store)
+    await store.commit([entry(n, terms=("a",)) for n in range(1, 41)])
+    ledger = await store.entries(LedgerQuery())
+    commits = [[Prune(n, ledger[n - 1].hash if n % 4 else bytes(48)), entry(n)] for n in range(2, 31)]
+    outcomes = await asyncio.gather(*map(store.commit, commits), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [type(None) if n % 4 else ConflictError for n in range(2, 31)]
+    kept, extent = await store.entries(LedgerQuery()), await store.extent()
+    assert (kept[0].sequence, extent.start) == (31, ChainHead(30, ledger[29].hash))
+    assert extent == LedgerExtent(extent.start, ChainHead(*verify_chain(kept, extent.start)), weight(kept))
+    await store.close()
+
+
 # --- several stores on one memory
 
 
@@ -354,6 +416,9 @@ CLAUSES: tuple[Clause, ...] = (
     the_counter_grows_with_every_commit_that_waits_alone,
     a_closed_store_says_so,
     closing_finishes_what_was_called,
+    what_is_pruned_is_gone_and_the_ledger_goes_on,
+    nothing_is_pruned_that_is_not_as_it_was_named,
+    of_those_who_prune_at_once_each_gets_its_answer,
 )
 
 

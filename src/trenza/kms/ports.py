@@ -66,6 +66,17 @@ class Expect:
 
 
 @dataclass(frozen=True, slots=True)
+class Exists:
+    """Write nothing unless there is such a row, whatever its value; otherwise the whole commit raises ConflictError.
+
+    What counts is what the changes before this one, in the same commit, leave.
+    """
+
+    table: Table
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Delete:
     """Remove a row if it is there; its bytes are overwritten, not only unlinked."""
 
@@ -91,7 +102,19 @@ class Append:
     terms: tuple[str, ...] = ()  # what it can be found by: "node:…", "segment:…", "window:…", "key:…"
 
 
-Change = Put | Insert | Expect | Delete | DeletePrefix | Append
+@dataclass(frozen=True, slots=True)
+class Prune:
+    """Remove the ledger's entries up to `through`, and let the ledger start after it.
+
+    Unless that entry was there before, with this hash, the whole commit raises ConflictError; where the ledger starts
+    there or later already, nothing is to be done. The chain, its head and its sequences go on as they were.
+    """
+
+    through: int
+    hash: bytes
+
+
+Change = Put | Insert | Expect | Exists | Delete | DeletePrefix | Append | Prune
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +135,24 @@ class ChainHead:
 
     sequence: int = 0
     hash: bytes = bytes(48)
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerExtent:
+    """From where to where a ledger is kept, and about how much of a disk its entries take, indexes included."""
+
+    start: ChainHead = field(default_factory=ChainHead)  # before the first entry that is kept
+    head: ChainHead = field(default_factory=ChainHead)
+    bytes: int = 0  # the sum of `footprint` over the entries kept
+
+
+def footprint(*, body: int, terms: int) -> int:
+    """Return about how many bytes of disk an entry takes, of the sizes of its body and of its terms as JSON.
+
+    The terms are there twice, in the entry and in the index; hash, numbers, kind and the other indexes are the rest.
+    Every store counts alike, so that a limit means the same everywhere; measured in docs/performance.md.
+    """
+    return 180 + body + 2 * terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +194,10 @@ class Store(Protocol):
 
     async def head(self) -> ChainHead:
         """Return the ledger's last sequence and hash."""
+        ...
+
+    async def extent(self) -> LedgerExtent:
+        """Return from where to where the ledger is kept, and how much it is."""
         ...
 
     async def entries(self, query: LedgerQuery) -> list[LedgerEntry]:

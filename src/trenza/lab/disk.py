@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from trenza.base.errors import StoreUnavailableError, TrenzaError
-from trenza.kms.ports import ChainHead, Change, LedgerEntry, LedgerQuery, Table
+from trenza.kms.ports import ChainHead, Change, LedgerEntry, LedgerExtent, LedgerQuery, Table
 from trenza.lab.volume import Volume, VolumeStore
 
 T = TypeVar("T")
@@ -227,6 +227,10 @@ class LabDisk:
     async def head(self) -> ChainHead:
         self._check()
         return await self._store.head()
+
+    async def extent(self) -> LedgerExtent:
+        self._check()
+        return await self._store.extent()
 
     async def entries(self, query: LedgerQuery) -> list[LedgerEntry]:
         self._check()

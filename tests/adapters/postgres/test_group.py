@@ -7,7 +7,7 @@ from trenza.adapters.postgres.group import Commit, asked_about, relation, sum_up
 from trenza.base.errors import ConflictError, FencedError
 from trenza.base.units import Nanoseconds
 from trenza.core.chain import verify_chain
-from trenza.kms.ports import Append, ChainHead, Delete, DeletePrefix, Expect, Insert, Put, Table
+from trenza.kms.ports import Append, ChainHead, Delete, DeletePrefix, Expect, Insert, LedgerExtent, Put, Table
 
 TABLES = st.sampled_from([Table.WINDOW, Table.SEGMENT])
 KEYS = st.sampled_from([b"a", b"ab", b"abc", b"b", b"\xff"])
@@ -57,7 +57,7 @@ def test_a_group_leaves_what_its_commits_would_leave_one_after_the_other(rows, c
     stored = {(relation(table), key): value for (table, key), value in rows.items()}
     asked = {(table, key) for table, keys in asked_about(commits).items() for key in keys}
     present = {at: value for at, value in stored.items() if at in asked}  # no more is read than what is asked about
-    group = sum_up(commits, present=present, head=ChainHead(), token=7)
+    group = sum_up(commits, present=present, extent=LedgerExtent(), token=7)
     for table, prefix in group.rows.cleared:
         stored = {at: v for at, v in stored.items() if at[0] != table or not at[1].startswith(prefix)}
     for at, value in group.rows.changed.items():
@@ -68,5 +68,5 @@ def test_a_group_leaves_what_its_commits_would_leave_one_after_the_other(rows, c
     expected, bodies, kinds = one_after_the_other(rows, commits)
     assert stored == {(relation(table), key): value for (table, key), value in expected.items()}
     assert [entry.body for entry in group.entries] == bodies
-    assert ChainHead(*verify_chain(group.entries, ChainHead())) == group.head
+    assert ChainHead(*verify_chain(group.entries, ChainHead())) == group.extent.head
     assert [type(outcome) if outcome else None for outcome in group.outcomes] == kinds

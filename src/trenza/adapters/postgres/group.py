@@ -8,13 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TypeAlias
 
 import msgspec
 
 from trenza.base.errors import ConflictError, FencedError
 from trenza.core.chain import chain_hash
-from trenza.kms.ports import Append, ChainHead, Change, Delete, DeletePrefix, Expect, Insert, LedgerEntry, Put, Table
+from trenza.kms.ports import (
+    Append,
+    ChainHead,
+    Change,
+    Delete,
+    DeletePrefix,
+    Expect,
+    Insert,
+    LedgerEntry,
+    LedgerExtent,
+    Prune,
+    Put,
+    Table,
+    footprint,
+)
 
 Row: TypeAlias = tuple[str, bytes]
 """Table and key."""
@@ -86,18 +101,28 @@ class Rows:
         self.changed.update(upper.changed)
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """An entry up to which is to be pruned, as it is there."""
+
+    hash: bytes
+    bytes: int  # of all entries up to it: the sum of kms.ports.footprint
+
+
 @dataclass(slots=True)
 class Group:
     """The sum of several commits."""
 
     rows: Rows
-    head: ChainHead
+    extent: LedgerExtent
+    ledger: Mapping[int, Kept] = field(default_factory=dict)
     entries: list[LedgerEntry] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
+    start: ChainHead | None = None  # where the ledger starts from now on, if that changes
 
     @property
     def is_empty(self) -> bool:
-        return not (self.rows.changed or self.rows.cleared or self.entries)
+        return not (self.rows.changed or self.rows.cleared or self.entries or self.start)
 
 
 def asked_about(commits: Iterable[Commit]) -> dict[str, list[bytes]]:
@@ -105,26 +130,40 @@ def asked_about(commits: Iterable[Commit]) -> dict[str, list[bytes]]:
     keys: dict[str, dict[bytes, None]] = {}
     for commit in commits:
         for change in commit.changes:
-            if isinstance(change, Insert | Expect):
+            if isinstance(change, Insert | Expect | Exists):
                 keys.setdefault(relation(change.table), {})[change.key] = None
     return {table: list(found) for table, found in keys.items()}
 
 
-def sum_up(commits: Sequence[Commit], *, present: Mapping[Row, bytes], head: ChainHead, token: int) -> Group:
+def pruned_through(commits: Iterable[Commit]) -> list[int]:
+    """Return the entries up to which the commits prune."""
+    found = {change.through for commit in commits for change in commit.changes if isinstance(change, Prune)}
+    return sorted(found)
+
+
+def sum_up(
+    commits: Sequence[Commit],
+    *,
+    present: Mapping[Row, bytes],
+    extent: LedgerExtent,
+    token: int,
+    ledger: Mapping[int, Kept] = MappingProxyType({}),
+) -> Group:
     """Apply the commits one after the other, each whole or not at all.
 
     Args:
         commits: in the order in which they were called.
         present: those rows that `asked_about` names and that exist.
-        head: of the ledger.
+        extent: of the ledger.
         token: of the lead in force.
+        ledger: those entries that `pruned_through` names and that exist.
     """
-    group = Group(Rows(present.get), head)
+    group = Group(Rows(present.get), extent, ledger)
     for commit in commits:
         if commit.token != token:
             group.outcomes.append(FencedError("another instance leads this node now: nothing was written"))
             continue
-        mine = Group(Rows(group.rows.value), group.head)
+        mine = Group(Rows(group.rows.value), group.extent, ledger)
         try:
             for change in commit.changes:
                 _apply(change, mine)
@@ -133,7 +172,8 @@ def sum_up(commits: Sequence[Commit], *, present: Mapping[Row, bytes], head: Cha
             continue
         group.rows.take_over(mine.rows)
         group.entries += mine.entries
-        group.head = mine.head
+        group.extent = mine.extent
+        group.start = mine.start or group.start
         group.outcomes.append(None)
     return group
 
@@ -156,8 +196,10 @@ def check(changes: Iterable[Work]) -> None:
                 _check_bytes(change.key, change.value)
             case Expect():
                 _check_bytes(change.key, b"" if change.value is None else change.value)
-            case Delete():
+            case Delete() | Exists():
                 _check_bytes(change.key)
+            case Prune():
+                _check_bytes(change.hash)
             case PutKey() | DropKey():
                 pass
 
@@ -180,12 +222,17 @@ def _apply(change: Work, group: Group) -> None:
         case Expect(table, key, value):
             if rows.value((relation(table), key)) != value:
                 raise ConflictError(f"a row of {table.value} is not what it was expected to be")
+        case Exists(table, key):
+            if rows.value((relation(table), key)) is None:
+                raise ConflictError(f"a row of {table.value} that was to be there is not")
         case Delete(table, key):
             rows.changed[relation(table), key] = None
         case DeletePrefix(table, prefix):
             rows.clear(relation(table), prefix)
         case Append():
             _append(change, group)
+        case Prune(through, digest):
+            _prune(through, digest, group)
         case PutKey(handle, value):
             rows.changed[SEGMENT_KEYS, handle] = value
         case DropKey(handle):
@@ -193,12 +240,27 @@ def _apply(change: Work, group: Group) -> None:
 
 
 def _append(entry: Append, group: Group) -> None:
-    sequence = group.head.sequence + 1
+    extent = group.extent
+    sequence = extent.head.sequence + 1
     digest = chain_hash(
-        group.head.hash, sequence=sequence, time=entry.time, kind=entry.kind, body=entry.body, terms=entry.terms
+        extent.head.hash, sequence=sequence, time=entry.time, kind=entry.kind, body=entry.body, terms=entry.terms
     )
     group.entries.append(LedgerEntry(sequence, entry.time, entry.kind, entry.body, digest, entry.terms))
-    group.head = ChainHead(sequence, digest)
+    size = extent.bytes + footprint(body=len(entry.body), terms=len(terms_text(entry.terms).encode()))
+    group.extent = LedgerExtent(extent.start, ChainHead(sequence, digest), size)
+
+
+def _prune(through: int, digest: bytes, group: Group) -> None:
+    extent = group.extent
+    if through <= extent.start.sequence:
+        return
+    kept = group.ledger.get(through)
+    if kept is None or kept.hash != digest:
+        raise ConflictError(f"ledger entry {through} is not the one that was to be pruned")
+    earlier = group.ledger.get(extent.start.sequence)  # pruned by a commit of this group, before this one
+    size = extent.bytes - kept.bytes + (earlier.bytes if earlier is not None else 0)
+    group.start = ChainHead(through, digest)
+    group.extent = LedgerExtent(group.start, extent.head, size)
 
 
 def terms_text(terms: tuple[str, ...]) -> str:

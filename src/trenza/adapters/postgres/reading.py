@@ -9,9 +9,9 @@ import msgspec
 
 from trenza.adapters.postgres.group import relation
 from trenza.adapters.postgres.line import Line
-from trenza.adapters.postgres.transaction import prefix_condition
+from trenza.adapters.postgres.transaction import extent_of, prefix_condition
 from trenza.base.units import Seconds
-from trenza.kms.ports import ChainHead, LedgerEntry, LedgerQuery, Table
+from trenza.kms.ports import ChainHead, LedgerEntry, LedgerExtent, LedgerQuery, Table
 
 if TYPE_CHECKING:
     from asyncpg import Record
@@ -24,7 +24,11 @@ class Standing:
     """Where the memory that all instances share stands."""
 
     counter: int
-    head: ChainHead
+    extent: LedgerExtent
+
+    @property
+    def head(self) -> ChainHead:
+        return self.extent.head
 
 
 class Reading:
@@ -54,8 +58,8 @@ class Reading:
         ]
 
     async def standing(self) -> Standing:
-        (row,) = await self._rows("SELECT counter, sequence, hash FROM store_state")
-        return Standing(row["counter"], ChainHead(row["sequence"], row["hash"]))
+        (row,) = await self._rows("SELECT * FROM store_state")
+        return Standing(row["counter"], extent_of(row))
 
     async def segment_key(self, handle: bytes) -> bytes | None:
         return await self._value("SELECT value FROM segment_key WHERE key = $1", handle)

@@ -53,7 +53,16 @@ _FIRST = (
     ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 50)""",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST,)
+_LEDGER_START = (  # where a pruned ledger starts, and how much it is (kms.ports.footprint)
+    "ALTER TABLE store_state ADD COLUMN start_sequence bigint NOT NULL DEFAULT 0",
+    "ALTER TABLE store_state ADD COLUMN start_hash bytea NOT NULL DEFAULT decode(repeat('00', 48), 'hex')",
+    "ALTER TABLE store_state ADD COLUMN ledger_bytes bigint NOT NULL DEFAULT 0",
+    """UPDATE store_state SET ledger_bytes = (
+        SELECT coalesce(sum(180 + length(body) + 2 * octet_length(terms)), 0) FROM ledger
+    )""",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _LEDGER_START)
 """Migration n makes format n + 1 of format n; none is ever changed once it was released."""
 
 

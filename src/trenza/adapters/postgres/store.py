@@ -20,7 +20,7 @@ from trenza.adapters.postgres.server import Server
 from trenza.adapters.postgres.transaction import Applied
 from trenza.adapters.postgres.writer import Writer
 from trenza.base.errors import FencedError, StoreUnavailableError
-from trenza.kms.ports import ChainHead, Change, LedgerEntry, LedgerQuery, Table
+from trenza.kms.ports import ChainHead, Change, LedgerEntry, LedgerExtent, LedgerQuery, Table
 
 
 class PostgresStore:
@@ -114,6 +114,9 @@ class PostgresStore:
 
     async def head(self) -> ChainHead:
         return (await self.look()).head
+
+    async def extent(self) -> LedgerExtent:
+        return (await self.look()).extent
 
     async def look(self) -> Standing:
         """Return where the shared memory stands; an unchanged counter means that no row has changed."""

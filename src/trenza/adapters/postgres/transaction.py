@@ -14,22 +14,50 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from trenza.adapters.postgres.driver import CALLERS_FAULT, asyncpg
-from trenza.adapters.postgres.group import Commit, Group, Outcome, Row, asked_about, sum_up, terms_text
+from trenza.adapters.postgres.group import (
+    Commit,
+    Group,
+    Kept,
+    Outcome,
+    Row,
+    asked_about,
+    pruned_through,
+    sum_up,
+    terms_text,
+)
 from trenza.adapters.postgres.server import Server
 from trenza.base.errors import ConflictError, StoreUnavailableError
-from trenza.kms.ports import ChainHead, LedgerEntry
+from trenza.kms.ports import ChainHead, LedgerEntry, LedgerExtent
 
 if TYPE_CHECKING:
     from asyncpg import Connection, PostgresLogMessage, Record
 
 _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SELECT 1 FROM store_state FOR UPDATE"
 _LOOK = """
-SELECT s.counter, s.sequence, s.hash, l.token,
+SELECT s.counter, s.sequence, s.hash, s.start_sequence, s.start_hash, s.ledger_bytes, l.token,
        current_setting('fsync') = 'on' AND current_setting('full_page_writes') = 'on'
        AND current_setting('synchronous_commit') IN ('on', 'remote_apply') AS durable, r.name, r.key, r.value
 FROM store_state s CROSS JOIN lead l LEFT JOIN ({rows}) r ON true
 """
 _NO_ROWS = "SELECT NULL::text AS name, NULL::bytea AS key, NULL::bytea AS value WHERE false"
+
+
+_KEPT = """
+SELECT l.sequence, l.hash, (
+    SELECT sum(180 + length(body) + 2 * octet_length(terms)) FROM ledger WHERE sequence <= l.sequence
+)::bigint AS bytes
+FROM ledger l WHERE l.sequence = ANY($1::bigint[])
+"""
+_DROP_TERMS = """
+DELETE FROM ledger_term t USING ledger l, jsonb_array_elements_text(l.terms::jsonb) AS named
+WHERE l.sequence <= {through} AND t.term = named AND t.sequence = l.sequence
+"""
+
+
+def extent_of(row: Record) -> LedgerExtent:
+    """Return the ledger's extent, as the row of `store_state` has it."""
+    start = ChainHead(row["start_sequence"], row["start_hash"])
+    return LedgerExtent(start, ChainHead(row["sequence"], row["hash"]), row["ledger_bytes"])
 
 
 @dataclass(slots=True)
@@ -38,7 +66,6 @@ class Applied:
 
     outcomes: list[Outcome]
     counter: int
-    head: ChainHead
 
 
 class Transaction:
@@ -72,11 +99,11 @@ class Transaction:
     async def _one_by_one(self, commits: Sequence[Commit]) -> Applied:
         applied = [await self.apply([commit]) for commit in commits]
         outcomes = [outcome for one in applied for outcome in one.outcomes]
-        return Applied(outcomes, applied[-1].counter, applied[-1].head)
+        return Applied(outcomes, applied[-1].counter)
 
     async def _refused(self, fault: Exception) -> Applied:
         standing = (await self._look({}))[0]
-        return Applied([fault], standing["counter"], ChainHead(standing["sequence"], standing["hash"]))
+        return Applied([fault], standing["counter"])
 
     async def _apply(self, commits: Sequence[Commit]) -> Applied:
         await self._connection.execute(_BEGIN)
@@ -89,15 +116,20 @@ class Transaction:
                 "nothing was written; switch them on again"
             )
         present: dict[Row, bytes] = {(row["name"], row["key"]): row["value"] for row in found if row["name"]}
-        counter, head = standing["counter"], ChainHead(standing["sequence"], standing["hash"])
+        counter: int = standing["counter"]
         absent = {(table, key) for table, keys in asked.items() for key in keys} - present.keys()
-        group = sum_up(commits, present=present, head=head, token=standing["token"])
+        ledger = await self._kept(pruned_through(commits))
+        group = sum_up(commits, present=present, extent=extent_of(standing), token=standing["token"], ledger=ledger)
         if group.is_empty:
             await self._connection.execute("ROLLBACK")
-            return Applied(group.outcomes, counter, head)
+            return Applied(group.outcomes, counter)
         await self._write(group, absent, counter + 1)
         await self._commit()
-        return Applied(group.outcomes, counter + 1, group.head)
+        return Applied(group.outcomes, counter + 1)
+
+    async def _kept(self, through: list[int]) -> dict[int, Kept]:
+        found = await self._connection.fetch(_KEPT, through) if through else []
+        return {row["sequence"]: Kept(row["hash"], row["bytes"]) for row in found}
 
     async def _look(self, asked: dict[str, list[bytes]]) -> list[Record]:
         seen, tables = self._server.counter, sorted(asked)
@@ -130,7 +162,9 @@ class Transaction:
             writing.delete(table, keys)
         if group.entries:
             writing.ledger(group.entries)
-        await self._connection.execute(*writing.statement(counter, group.head))
+        if group.start is not None:
+            writing.prune(group.start.sequence)
+        await self._connection.execute(*writing.statement(counter, group.extent))
 
     async def _commit(self) -> None:
         """Commit, and believe only an answer without reservations.
@@ -194,11 +228,21 @@ class _Writing:
             at = self._bind([sequence for _, sequence in terms], "bigint[]")
             self._part(f"INSERT INTO ledger_term (term, sequence) SELECT * FROM unnest({named}, {at})")  # noqa: S608
 
-    def statement(self, counter: int, head: ChainHead) -> tuple[Any, ...]:
+    def prune(self, through: int) -> None:
+        """Remove entries that were there before; all parts of the statement see what was there before it."""
+        bound = self._bind(through, "bigint")
+        self._part(_DROP_TERMS.format(through=bound))
+        self._part(f"DELETE FROM ledger WHERE sequence <= {bound}")  # noqa: S608
+
+    def statement(self, counter: int, extent: LedgerExtent) -> tuple[Any, ...]:
         """Return the statement and what is bound in it."""
+        head, start = extent.head, extent.start
         last = (
             f"UPDATE store_state SET counter = {self._bind(counter, 'bigint')}, "  # noqa: S608
-            f"sequence = {self._bind(head.sequence, 'bigint')}, hash = {self._bind(head.hash, 'bytea')}"
+            f"sequence = {self._bind(head.sequence, 'bigint')}, hash = {self._bind(head.hash, 'bytea')}, "
+            f"start_sequence = {self._bind(start.sequence, 'bigint')}, "
+            f"start_hash = {self._bind(start.hash, 'bytea')}, "
+            f"ledger_bytes = {self._bind(extent.bytes, 'bigint')}"
         )
         parts = ", ".join(f"part{n} AS ({part})" for n, part in enumerate(self._parts))
         return (f"WITH {parts} {last}" if parts else last, *self._given)

@@ -97,21 +97,27 @@ def _copy(reading: apsw.Connection, writing: apsw.Connection, tables: Sequence[T
     start = head = _start(reading)
     whole = reading.execute("SELECT max(sequence) FROM ledger").get or 0
     while batch := source.entries(LedgerQuery(after_sequence=head.sequence, limit=_BATCH)):
+        if batch[0].sequence > head.sequence + 1 and (now := _start(reading)).sequence > head.sequence:
+            start = head = _begun_anew(writing, now)  # it was pruned beyond what is copied
+            continue
         head = _add(writing, head, batch)
         progress(head.sequence - start.sequence, max(whole, head.sequence) - start.sequence)
         if len(batch) < _BATCH:
             break
     with reading:  # one moment for all the rest
+        if (now := _start(reading)).sequence > head.sequence:
+            head = _begun_anew(writing, now)
         while batch := source.entries(LedgerQuery(after_sequence=head.sequence, limit=_BATCH)):
             head = _add(writing, head, batch)
         rows = {table: source.scan(table, b"") for table in tables}
         counter: int = reading.execute("SELECT counter FROM store_state").get
+        size: int = reading.execute("SELECT ledger_bytes FROM store_state").get
         start = _start(reading)
     with writing:  # what was taken away from the source's ledger meanwhile
         writing.execute("DELETE FROM ledger WHERE sequence <= ?", (start.sequence,))
         writing.execute("DELETE FROM ledger_term WHERE sequence <= ?", (start.sequence,))
         writing.execute("UPDATE ledger_start SET sequence = ?, hash = ?", (start.sequence, start.hash))
-        writing.execute("UPDATE store_state SET counter = ?", (counter,))
+        writing.execute("UPDATE store_state SET counter = ?, ledger_bytes = ?", (counter, size))
     progress(head.sequence - start.sequence, head.sequence - start.sequence)
     return Copied(schema.VERSION, counter, start, head, rows)
 
@@ -126,6 +132,13 @@ def _add(writing: apsw.Connection, head: ChainHead, batch: Sequence[LedgerEntry]
             for term in entry.terms:
                 writing.execute(_TERM, (term, entry.sequence))
     return reached
+
+
+def _begun_anew(writing: apsw.Connection, start: ChainHead) -> ChainHead:
+    with writing:
+        writing.execute("DELETE FROM ledger")
+        writing.execute("DELETE FROM ledger_term")
+    return start
 
 
 def _start(connection: apsw.Connection) -> ChainHead:

@@ -17,7 +17,21 @@ import msgspec
 from trenza.adapters.sqlite.reading import after_prefix
 from trenza.base.errors import ConflictError, StoreUnavailableError
 from trenza.core.chain import chain_hash
-from trenza.kms.ports import Append, ChainHead, Change, Delete, DeletePrefix, Expect, Insert, Put, Table
+from trenza.kms.ports import (
+    Append,
+    ChainHead,
+    Change,
+    Delete,
+    DeletePrefix,
+    Exists,
+    Expect,
+    Insert,
+    LedgerExtent,
+    Prune,
+    Put,
+    Table,
+    footprint,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +43,11 @@ _DELETE_FROM = {table: f"DELETE FROM {table.value} WHERE key >= ?" for table in 
 _DELETE_RANGE = {table: f"DELETE FROM {table.value} WHERE key >= ? AND key < ?" for table in Table}  # noqa: S608
 _ENTRY = "INSERT INTO ledger VALUES (?, ?, ?, ?, ?, ?)"
 _TERM = "INSERT OR IGNORE INTO ledger_term VALUES (?, ?)"
-_COUNT = "UPDATE store_state SET counter = ?"
+_COUNT = "UPDATE store_state SET counter = ?, ledger_bytes = ?"
+_PRUNED = "SELECT sequence, length(body), terms FROM ledger WHERE sequence <= ?"
+_DROP_TERM = "DELETE FROM ledger_term WHERE term = ? AND sequence = ?"
+_DROP_ENTRIES = "DELETE FROM ledger WHERE sequence <= ?"
+_START = "UPDATE ledger_start SET sequence = ?, hash = ?"
 
 _CALLERS_FAULT = (apsw.TooBigError, apsw.MismatchError, apsw.ConstraintError)
 
@@ -40,7 +58,7 @@ Outcome = Exception | None
 class Engine:
     """Applies groups of commits on one connection and knows where the ledger stands.
 
-    `head` and `counter` only ever speak of what is durable, and may be read from any thread.
+    `extent` and `counter` only ever speak of what is durable, and may be read from any thread.
     """
 
     def __init__(self, connection: apsw.Connection) -> None:
@@ -51,8 +69,8 @@ class Engine:
         self._broken = False
         self._failed_groups = 0  # since the last that was written
         connection.set_wal_hook(self._logged)
-        self.counter, self.head = self._where_it_stands()
-        self._next = self.head  # the head inside the open transaction
+        self.counter, self.extent = self._where_it_stands()
+        self._next = self.extent  # inside the open transaction
 
     def apply(self, group: Sequence[Sequence[Change]]) -> list[Outcome]:
         """Make the commits durable in one transaction, and say what became of each."""
@@ -105,23 +123,23 @@ class Engine:
         try:
             self._execute("BEGIN IMMEDIATE")
             if not self._in_step:
-                self.counter, self.head = self._where_it_stands()
+                self.counter, self.extent = self._where_it_stands()
                 self._in_step = True
-            self._next = self.head
+            self._next = self.extent
             outcomes = [self._commit(changes) for changes in group]
-            self._execute(_COUNT, (self.counter + 1,))
+            self._execute(_COUNT, (self.counter + 1, self._next.bytes))
             self._execute("COMMIT")
         except BaseException:
             self._in_step = False
             self._roll_back()
             raise
         self.counter += 1
-        self.head = self._next
+        self.extent = self._next
         return outcomes
 
     def _commit(self, changes: Sequence[Change]) -> Outcome:
         """Write one commit inside the open transaction, or nothing of it."""
-        if not any(isinstance(change, Insert | Expect) for change in changes[1:]):
+        if not any(isinstance(change, Insert | Expect | Exists | Prune) for change in changes[1:]):
             try:
                 self._write(changes)
             except ConflictError as conflict:  # by the first change, so nothing was written before it
@@ -148,12 +166,16 @@ class Engine:
                     self._insert(table, key, value)
                 case Expect(table, key, value):
                     self._expect(table, key, value)
+                case Exists(table, key):
+                    self._check_exists(table, key)
                 case Delete(table, key):
                     self._execute(_DELETE[table], (key,))
                 case DeletePrefix(table, prefix):
                     self._delete_prefix(table, prefix)
                 case Append():
                     self._append(change)
+                case Prune(through, digest):
+                    self._prune(through, digest)
 
     def _insert(self, table: Table, key: bytes, value: bytes) -> None:
         try:
@@ -178,22 +200,43 @@ class Engine:
             self._execute(_DELETE_RANGE[table], (prefix, end))
 
     def _append(self, entry: Append) -> None:
-        sequence = self._next.sequence + 1
+        extent = self._next
+        sequence = extent.head.sequence + 1
         digest = chain_hash(
-            self._next.hash, sequence=sequence, time=entry.time, kind=entry.kind, body=entry.body, terms=entry.terms
+            extent.head.hash, sequence=sequence, time=entry.time, kind=entry.kind, body=entry.body, terms=entry.terms
         )
         terms = msgspec.json.encode(entry.terms).decode()
         self._execute(_ENTRY, (sequence, entry.time, entry.kind, entry.body, digest, terms))
         for term in entry.terms:
             self._execute(_TERM, (term, sequence))
-        self._next = ChainHead(sequence, digest)
+        size = extent.bytes + footprint(body=len(entry.body), terms=len(terms.encode()))
+        self._next = LedgerExtent(extent.start, ChainHead(sequence, digest), size)
 
-    def _where_it_stands(self) -> tuple[int, ChainHead]:
-        counter: int = self._execute("SELECT counter FROM store_state").get
-        last: list[Any] = self._execute("SELECT sequence, hash FROM ledger ORDER BY sequence DESC LIMIT 1").fetchall()
-        if not last:
-            last = self._execute("SELECT sequence, hash FROM ledger_start").fetchall()
-        return counter, ChainHead(*last[0])
+    def _prune(self, through: int, digest: bytes) -> None:
+        extent = self._next
+        if through <= extent.start.sequence:
+            return
+        found: list[Any] = self._execute("SELECT hash FROM ledger WHERE sequence = ?", (through,)).fetchall()
+        if not found or found[0][0] != digest:
+            raise ConflictError(f"ledger entry {through} is not the one that was to be pruned")
+        size = extent.bytes
+        pruned: list[Any] = self._execute(_PRUNED, (through,)).fetchall()
+        for sequence, body, terms in pruned:
+            size -= footprint(body=body, terms=len(terms.encode()))
+            for term in msgspec.json.decode(terms, type=tuple[str, ...]):
+                self._execute(_DROP_TERM, (term, sequence))
+        self._execute(_DROP_ENTRIES, (through,))
+        self._execute(_START, (through, digest))
+        self._next = LedgerExtent(ChainHead(through, digest), extent.head, size)
+
+    def _where_it_stands(self) -> tuple[int, LedgerExtent]:
+        (counter, size), *_ = self._rows("SELECT counter, ledger_bytes FROM store_state")
+        start = ChainHead(*self._rows("SELECT sequence, hash FROM ledger_start")[0])
+        last = self._rows("SELECT sequence, hash FROM ledger ORDER BY sequence DESC LIMIT 1")
+        return counter, LedgerExtent(start, ChainHead(*last[0]) if last else start, size)
+
+    def _rows(self, question: str) -> list[Any]:
+        return self._execute(question).fetchall()
 
     def _note_failure(self, error: Exception) -> None:
         """Say it once: a log that grows with every refusal would fill what is left of the disk."""

@@ -14,7 +14,7 @@ from trenza.adapters.sqlite import schema
 from trenza.adapters.sqlite.engine import Engine
 from trenza.adapters.sqlite.reading import Reading
 from trenza.base.errors import StoreUnavailableError
-from trenza.kms.ports import ChainHead, Change, LedgerEntry, LedgerQuery, Table
+from trenza.kms.ports import ChainHead, Change, LedgerEntry, LedgerExtent, LedgerQuery, Table
 
 
 class InlineStore:
@@ -71,7 +71,10 @@ class InlineStore:
         return self._reading.entries(query)
 
     async def head(self) -> ChainHead:
-        return self._engine.head
+        return self._engine.extent.head
+
+    async def extent(self) -> LedgerExtent:
+        return self._engine.extent
 
     def counter(self) -> int:
         return self._engine.counter

@@ -66,6 +66,12 @@ MIGRATIONS = MappingProxyType(
             ) STRICT""",
             "INSERT INTO ledger_start VALUES (1, 0, zeroblob(48))",
         ),
+        3: (  # how much the ledger is (kms.ports.footprint), so that nobody has to add it up
+            "ALTER TABLE store_state ADD COLUMN ledger_bytes INTEGER NOT NULL DEFAULT 0",
+            """UPDATE store_state SET ledger_bytes = (
+                SELECT coalesce(sum(180 + length(body) + 2 * length(CAST(terms AS BLOB))), 0) FROM ledger
+            )""",
+        ),
     }
 )
 """By version, what brings a file of the version before to it. Never change one that a release has: add another.

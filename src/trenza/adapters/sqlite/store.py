@@ -20,7 +20,7 @@ from trenza.adapters.sqlite.engine import Engine
 from trenza.adapters.sqlite.reading import Reading
 from trenza.adapters.sqlite.writer import Writer
 from trenza.base.errors import StoreUnavailableError
-from trenza.kms.ports import ChainHead, Change, LedgerEntry, LedgerQuery, Table
+from trenza.kms.ports import ChainHead, Change, LedgerEntry, LedgerExtent, LedgerQuery, Table
 
 _Answer = TypeVar("_Answer")
 
@@ -85,7 +85,10 @@ class SqliteStore:
         return await self._read(self._reading.entries, query)
 
     async def head(self) -> ChainHead:
-        return self._writer.engine.head
+        return self._writer.engine.extent.head
+
+    async def extent(self) -> LedgerExtent:
+        return self._writer.engine.extent
 
     def counter(self) -> int:
         return self._writer.engine.counter

@@ -36,9 +36,11 @@ async def made(folder: Path) -> None:
         await client.issue(SaeId("B1"), IssueRequest(SaeId("A1"), number=3))
         await asyncio.sleep(5.0)  # beats tell the other ends, segments are filled, the ledger's head is signed
     for name in sorted(world.machines):
-        await world.crash(name)
         copy = world.machines[name].copy()
+        await world.crash(name)
         for file, content in copy.files.items():
+            if file == "store.db":  # sqlite.org/fileformat.html 1.3.3: a log is not needed to read it, even in memory
+                content = content[:18] + b"\x01\x01" + content[20:]
             (folder / f"{name}.{file}.gz").write_bytes(gzip.compress(content, mtime=0))
     hashes = {str(key.key_id): hashlib.sha384(key.key.view()).hexdigest() for key in keys}
     known = {"seed": SEED, "fetched": list(hashes)[::2], "waiting": list(hashes)[1::2], "sha384_of_keys": hashes}
