@@ -31,14 +31,14 @@ test-slow: $(STAMP) ## whole networks on real sockets, long histories
 	$(BIN)/python -m pytest -m slow
 
 lint: $(STAMP) ## style, types and the layers of the house
-	$(BIN)/ruff format --check src tests bench docs
-	$(BIN)/ruff check src tests bench docs
+	$(BIN)/ruff format --check src tests bench docs formal tools/soak
+	$(BIN)/ruff check src tests bench docs formal tools/soak
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 format: $(STAMP) ## put the code into its one form
-	$(BIN)/ruff format src tests bench docs
-	$(BIN)/ruff check --fix src tests bench docs
+	$(BIN)/ruff format src tests bench docs formal tools/soak
+	$(BIN)/ruff check --fix src tests bench docs formal tools/soak
 
 bench: $(STAMP) ## figures of docs/performance.md: what a key costs (about six minutes)
 	$(BIN)/python bench/pairs.py $(ARGS)
@@ -48,6 +48,12 @@ bench-growth: $(STAMP) ## whether it costs the same with more stock, nodes and a
 
 bench-million: $(STAMP) ## a million pairs, each compared
 	$(BIN)/python bench/million.py $(ARGS)
+
+model: $(STAMP) ## the formal model of windows, explored to its large bounds
+	$(BIN)/python -m formal --large
+
+soak: $(STAMP) ## the long proofs, three hours; results in docs/soak.md
+	$(BIN)/python tools/soak $(ARGS)
 
 lock: ## renew requirements.lock (needs uv)
 	uv pip compile --universal --generate-hashes --no-emit-index-url --no-header \
