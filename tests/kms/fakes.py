@@ -45,6 +45,7 @@ from trenza.kms.ports import (
     DeviceLimits,
     Insert,
     LedgerEntry,
+    LedgerExtent,
     LedgerQuery,
     Offer,
     Put,
@@ -154,6 +155,9 @@ class FakeStore:
 
     async def head(self) -> ChainHead:
         return ChainHead(len(self.ledger), self.ledger[-1].hash) if self.ledger else ChainHead()
+
+    async def extent(self) -> LedgerExtent:
+        return LedgerExtent(head=await self.head())
 
     async def entries(self, query: LedgerQuery) -> list[LedgerEntry]:
         found = [

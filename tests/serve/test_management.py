@@ -196,6 +196,7 @@ def test_the_ledger_is_read_page_by_page_in_hexadecimal(operator):
         assert (await world.ask("/v1/ledger", "since=2000-01-01T00:00:00Z&until=2001-01-01T00:00:00Z"))[1] == {
             "entries": [],
             "next_after": None,
+            "start": {"sequence": 0, "hash": "00" * 48},
         }
 
     tell(operator, story)

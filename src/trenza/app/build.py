@@ -17,6 +17,7 @@ from typing import Final
 
 from trenza.adapters.agreement import X448MlKem1024
 from trenza.adapters.anchor import PERSISTENT, FileAnchor
+from trenza.adapters.archive import ArchiveDirectory
 from trenza.adapters.identity import CertificateVerifier, MlDsaSigner
 from trenza.adapters.keyring import KEYRING_NAME, KeyringSealer
 from trenza.adapters.peers import PeerAddress, PeerConnections
@@ -49,7 +50,7 @@ _GRACE_S: Final = 5.0
 _REQUEST_BYTES: Final = 65_536  # what an application may send: a thousand key IDs
 _BOOK_BYTES: Final = 16 * 1024 * 1024  # what an operator may: the policy book of a large network
 _PRESHARED_BYTES: Final = range(32, 65)
-_FIXED: Final = ("name", "data_directory", "node_key", "token", "anchor", "officer", "preshared")
+_FIXED: Final = ("name", "data_directory", "node_key", "token", "anchor", "officer", "preshared", "archive_directory")
 _DOORS: Final = ("application", "peers", "management")
 _LOG = logging.getLogger(__name__)
 
@@ -118,6 +119,7 @@ class RunningNode:
             officer=load_officer_public_key(config.officer).public_bytes_raw(),
             links=self._links.ends(config),
             preshared=_preshared(config),
+            archive=None if config.archive_directory is None else ArchiveDirectory(config.archive_directory),
             place=place_of(config.data_directory, config.data_directory / LOCK_NAME),
         )
         ctx.counters["sealed_boxes_leaked"] += leaked

@@ -28,6 +28,7 @@ from trenza.kms.context import Settings
 from trenza.net.tls import Groups, OldestTls, TlsIdentity
 from trenza.qkd.physics.devices import DEVICE_CLASSES
 
+_MAY_BE_ZERO = frozenset({"ledger_days", "ledger_max_bytes"})  # where it means that there is no limit
 _SETTINGS = {field.name: field for field in dataclasses.fields(Settings)}
 
 
@@ -137,6 +138,7 @@ class NodeConfig(msgspec.Struct, frozen=True):
     management: Listener
     node_key: Path | None = None  # wraps the keys at rest; on another medium than the data, best
     token: TokenConfig | None = None  # or a token has that key
+    archive_directory: Path | None = None  # where old ledger entries go before they are pruned
     book: Path | None = None  # the first signed policy book; later ones also come from peers and operators
     devices: Identity | None = None  # what this node shows its QKD devices
     links: tuple[LinkConfig, ...] = ()
@@ -270,6 +272,9 @@ def _mistakes_of_node(config: NodeConfig) -> Iterator[Mistake]:
     yield from _exposure_mistakes(config.application)
     if config.anchor.resolve().is_relative_to(config.data_directory.resolve()):
         yield ("anchor",), "anchor: inside data_directory a restored copy would bring its own anchor along"
+    archives = config.archive_directory
+    if archives is not None and archives.resolve().is_relative_to(config.data_directory.resolve()):
+        yield ("archive_directory",), "archive_directory: inside data_directory it would be lost together with it"
     yield from _node_key_mistakes(config)
     if config.devices is not None:
         yield from _missing_files(config.devices, ("certificate", "private_key", "trust"), ("devices",))
@@ -319,7 +324,7 @@ def _settings_mistakes(config: NodeConfig) -> Iterator[Mistake]:
     for name, value in config.settings.items():
         if name not in _SETTINGS:
             yield ("settings", name), f"settings.{name}: no such key{did_you_mean(name, _SETTINGS)}"
-        elif value <= 0:
+        elif value < 0 or (value == 0 and name not in _MAY_BE_ZERO):
             yield ("settings", name), f"settings.{name}: must be greater than 0"
         elif isinstance(getattr(Settings(), name), int) and value != int(value):
             yield ("settings", name), f"settings.{name}: must be a whole number"

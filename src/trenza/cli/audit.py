@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import click
 import msgspec
 
+from trenza.adapters.archive import opened_archive
 from trenza.app.config import load_node_config
 from trenza.app.state_directory import file_name
 from trenza.base.errors import (
@@ -22,7 +24,7 @@ from trenza.base.errors import (
 from trenza.base.names import NodeId
 from trenza.cli import suggest
 from trenza.cli.doors import Doors
-from trenza.cli.ledgers import Export, Verdict, audited, fetch_ledger, public_key_in, read_export
+from trenza.cli.ledgers import Export, Verdict, archives_audited, audited, fetch_ledger, public_key_in, read_export
 from trenza.cli.options import FindSite, json_option, network_options
 from trenza.cli.output import console, show_json, table
 from trenza.cli.state import Site, check_writable, write_whole
@@ -43,26 +45,50 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.argument("node", required=False, shell_complete=suggest.nodes)
 @click.option("--file", type=_FILE, help="A ledger that `trenza ledger export` took away; needs no network.")
 @click.option("--certificate", type=_FILE, help="The certificate with which the node signs (PEM).")
+@click.option(
+    "--archive", "archives", type=_FILE, multiple=True, help="An archive of older entries; may be given many times."
+)
 @network_options
 @json_option
-def audit(node: str | None, file: Path | None, certificate: Path | None, find_site: FindSite, as_json: bool) -> None:
+def audit(
+    node: str | None,
+    file: Path | None,
+    certificate: Path | None,
+    archives: tuple[Path, ...],
+    find_site: FindSite,
+    as_json: bool,
+) -> None:
     """Check that no ledger entry was deleted or altered.
 
     Fetches the ledgers (all of the network, or that of NODE) and checks here that each entry follows the one before
     it and that the ledger passes through every checkpoint that the node signed. The certificate must come from
     elsewhere than the ledger; of a network that `trenza up` started here, it is known.
+
+    A ledger whose older entries were pruned is checked from where it starts, which a checkpoint vouches for; with the
+    archives of NODE, or of --file, from their first entry. Archives alone need --certificate and nothing else.
     """
     verdicts: dict[NodeId, _Finding]
     if certificate is None and file is not None:
         raise click.UsageError("--file needs --certificate: the key that vouches must come from elsewhere.")
+    if archives and file is None and node is None:
+        if certificate is None:
+            raise click.UsageError("--archive needs --certificate, or the NODE whose archives they are.")
+        verdicts = dict([_archives_alone(archives, certificate)])
+        _tell(verdicts, as_json=as_json)
+        return
     if certificate is not None and (file is None) == (node is None):
         raise click.UsageError("--certificate is that of one node: name NODE or --file.")
     if file is not None and certificate is not None:
         export = read_export(file)
-        verdicts = {export.node: _judged(export, _public_key(certificate, export.node))}
+        verdicts = {export.node: _judged(export, _public_key(certificate, export.node), archives)}
     else:
         public_key = _public_key(certificate, NodeId(node)) if certificate and node else None
-        verdicts = asyncio.run(_audit(find_site(), node, public_key))
+        verdicts = asyncio.run(_audit(find_site(), node, public_key, archives))
+    _tell(verdicts, as_json=as_json)
+
+
+def _tell(verdicts: Mapping[NodeId, _Finding], *, as_json: bool) -> None:
+    """Show what was found, and end with an error unless all is well."""
     if as_json:
         show_json({"nodes": {name: _document(verdict) for name, verdict in verdicts.items()}})
     else:
@@ -111,7 +137,9 @@ def _public_key(certificate: Path, node: NodeId) -> bytes:
         raise click.BadParameter("; ".join(error.mistakes), param_hint=f"'--certificate' {certificate}") from None
 
 
-async def _audit(site: Site, node: str | None, public_key: bytes | None) -> dict[NodeId, _Finding]:
+async def _audit(
+    site: Site, node: str | None, public_key: bytes | None, archives: Sequence[Path]
+) -> dict[NodeId, _Finding]:
     async with Doors(site.ready()) as doors:
         nodes = doors.nodes if node is None else [doors.check(node)]
 
@@ -121,7 +149,7 @@ async def _audit(site: Site, node: str | None, public_key: bytes | None) -> dict
                 key = public_key or public_key_in(certificate_of(site, name), name)
             except TrenzaError as error:
                 return NotAudited(error)
-            return _judged(taken, key)
+            return _judged(taken, key, archives)
 
         return dict(zip(nodes, await asyncio.gather(*map(one, nodes)), strict=True))
 
@@ -131,11 +159,25 @@ def certificate_of(site: Site, node: NodeId) -> Path:
     return load_node_config(site.own_files() / "nodes" / file_name(node) / "config.toml").peers.certificate
 
 
-def _judged(export: Export, public_key: bytes) -> _Finding:
+def _judged(export: Export, public_key: bytes, archives: Sequence[Path]) -> _Finding:
     try:
-        return audited(export, public_key)
+        return audited(export, public_key, archives_audited(archives, export.node, public_key))
     except TrenzaError as error:
         return error
+
+
+def _archives_alone(archives: Sequence[Path], certificate: Path) -> tuple[NodeId, _Finding]:
+    """Check archives without the ledger that they come from."""
+    with opened_archive(archives[0]) as (head, _):
+        node = head.node
+    public_key = _public_key(certificate, node)
+    try:
+        found = archives_audited(archives, node, public_key)
+    except TrenzaError as error:
+        return node, error
+    assert found is not None, "there is at least one"
+    last = found.last.sequence
+    return node, Verdict(node, found.first, last, found.checkpoints, last, found.vouched_at)
 
 
 def _document(verdict: _Finding) -> dict[str, Any]:
@@ -145,6 +187,8 @@ def _document(verdict: _Finding) -> dict[str, Any]:
         return {"whole": False, "error": verdict.code, "message": verdict.message}
     return {
         "whole": True,
+        "first": verdict.first,
+        "pruned_until": verdict.pruned_until.isoformat() if verdict.pruned_until else None,
         "entries": verdict.entries,
         "checkpoints": verdict.checkpoints,
         "vouched": verdict.vouched,
@@ -152,15 +196,19 @@ def _document(verdict: _Finding) -> dict[str, Any]:
     }
 
 
-def _show(verdicts: dict[NodeId, _Finding]) -> None:
+def _show(verdicts: Mapping[NodeId, _Finding]) -> None:
     rows: list[tuple[object, ...]] = []
     for name, verdict in verdicts.items():
         if isinstance(verdict, TrenzaError):
-            rows.append((name, "NO", "", "", "", verdict.message))
+            rows.append((name, "NO", "", "", "", "", verdict.message))
             continue
         if isinstance(verdict, NotAudited):
-            rows.append((name, "not audited", "", "", "", verdict.error.message))
+            rows.append((name, "not audited", "", "", "", "", verdict.error.message))
             continue
         until = f"until {verdict.vouched_at:%Y-%m-%d %H:%M:%S}Z" if verdict.vouched_at else "not yet"
-        rows.append((name, "yes", verdict.entries, verdict.checkpoints, verdict.vouched, until))
-    console().print(table(("node", "whole", "entries ", "checkpoints ", "vouched for ", "signed"), rows))
+        rows.append((name, "yes", verdict.first, verdict.entries, verdict.checkpoints, verdict.vouched, until))
+        if verdict.pruned_until is not None:
+            click.echo(
+                f"{name}: what was written before {verdict.pruned_until:%Y-%m-%d %H:%M:%S}Z was pruned.", err=True
+            )
+    console().print(table(("node", "whole", "from ", "to ", "checkpoints ", "vouched for ", "signed"), rows))

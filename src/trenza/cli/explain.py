@@ -55,12 +55,13 @@ def exposed(node: str, since: str | None, until: str | None, find_site: FindSite
     so the list says what each key still rests on.
     """
     within = _moment(since, "--since"), _moment(until, "--until")
-    found = asyncio.run(_exposed(find_site(), node, *within))
+    found, pruned = asyncio.run(_exposed(find_site(), node, *within))
     if as_json:
-        show_json(
-            {"node": node, "exposed": [{"told_by": teller, **msgspec.to_builtins(one)} for teller, one in found]}
-        )
+        told_by = [{"told_by": teller, **msgspec.to_builtins(one)} for teller, one in found]
+        show_json({"node": node, "exposed": told_by, "pruned_until": pruned})
         return
+    for teller, moment in pruned.items():
+        click.echo(f"{teller} has pruned its records of before {moment}: what is older is in its archives only.")
     if not found:
         click.echo(f"No key's QKD bits crossed {node} in that time.")
         return
@@ -77,22 +78,28 @@ async def _statements(site: Site, key_id: UUID) -> list[KeyStatement]:
     silent = [node for node, answer in answers.items() if not isinstance(answer, RefusedError)]
     if silent:
         raise PeerUnavailableError(f"no node that answered knows key {key_id}; {', '.join(silent)} did not answer")
-    raise UnknownKeyError(
-        f"no node knows key {key_id}: look at its digits, and at `trenza ps` if several networks run"
-    )
+    why = f"no node knows key {key_id}: look at its digits, and at `trenza ps` if several networks run"
+    refusals = [answer.message for answer in answers.values() if isinstance(answer, RefusedError)]
+    raise UnknownKeyError("; ".join([why, *(one for one in refusals if "pruned" in one)]))
 
 
-async def _exposed(site: Site, node: str, since: str | None, until: str | None) -> list[tuple[NodeId, ExposedKeys]]:
+async def _exposed(
+    site: Site, node: str, since: str | None, until: str | None
+) -> tuple[list[tuple[NodeId, ExposedKeys]], dict[NodeId, str]]:
+    """Return what was exposed, and which nodes no longer know all of that time."""
     async with Doors(site.ready()) as doors:
         relay = doors.check(node)
         query = {"node": relay, "since": since, "until": until}
         answers = await doors.ask_all("/v1/exposed", Exposure, query=query)
     found: list[tuple[NodeId, ExposedKeys]] = []
+    pruned: dict[NodeId, str] = {}
     for teller, answer in answers.items():
         if isinstance(answer, TrenzaError):
             raise answer  # a list that may lack keys is worse than none
         found += [(teller, one) for one in answer.exposed]
-    return sorted(found, key=lambda pair: (pair[1].time, pair[0], pair[1].sequence))
+        if answer.pruned_until is not None:
+            pruned[teller] = answer.pruned_until
+    return sorted(found, key=lambda pair: (pair[1].time, pair[0], pair[1].sequence)), pruned
 
 
 def _row(teller: NodeId, one: ExposedKeys) -> tuple[object, ...]:

@@ -6,6 +6,7 @@ key that vouches for it must come from elsewhere, since whoever can alter a ledg
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,14 +16,19 @@ import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
 
+from trenza.adapters.archive import opened_archive
 from trenza.app.pki import node_uri
-from trenza.base.errors import InvalidDocumentError, RemoteProtocolError
+from trenza.base.errors import AuthenticationError, InvalidDocumentError, RemoteProtocolError
 from trenza.base.names import NodeId
 from trenza.base.units import NANOSECONDS_PER_SECOND, Nanoseconds
 from trenza.cli.doors import Doors
+from trenza.core import chain
+from trenza.core.archive import Mark, missing, verify_archive
 from trenza.core.chain import Checkpoint, verify_chain, verify_checkpoint
-from trenza.kms.ports import ChainHead, LedgerEntry
-from trenza.wire.management import Checkpoints, Entries, Entry, SignedHead
+from trenza.core.provenance import PrunedRecord
+from trenza.kms.ports import LedgerEntry
+from trenza.kms.retention import PRUNED
+from trenza.wire.management import Checkpoints, Entries, Entry, Head, SignedHead
 
 FORMAT: Final = "trenza ledger v1"
 _OF_NODES: Final = node_uri(NodeId(""))
@@ -30,12 +36,13 @@ _PAGE: Final = 1_000
 
 
 class Export(msgspec.Struct):
-    """A node's whole ledger and its checkpoints, as its management door told them: bytes in hexadecimal."""
+    """A node's ledger as it is kept and its checkpoints, as its management door told them: bytes in hexadecimal."""
 
     node: NodeId
     entries: list[Entry]
     checkpoints: list[SignedHead]
     format: str = FORMAT
+    start: Head = Head(0, "00" * 48)  # before the first entry: those up to it were pruned
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,24 +50,33 @@ class Verdict:
     """What an audit found: every entry is in its place, as the node wrote it, as far as a checkpoint vouches."""
 
     node: NodeId
+    first: int
+    """The first entry that was seen; those before were pruned, and no archive of them was given."""
+
     entries: int
+    """Up to this entry."""
+
     checkpoints: int
     vouched: int
     """Entries up to the last checkpoint. What came later hangs together, but no signature covers it yet."""
 
     vouched_at: datetime | None
+    pruned_until: datetime | None = None
+    """Entries before `first` were written before this moment."""
 
 
 async def fetch_ledger(doors: Doors, node: NodeId) -> Export:
-    """Return a node's whole ledger."""
+    """Return a node's ledger, as far as it is kept."""
     signed = await doors.ask(node, "/v1/checkpoints", Checkpoints)  # first: what they vouch for is there by then
     entries: list[Entry] = []
     after: int | None = 0
+    start = Head(0, "")
     while after is not None:
         page = await doors.ask(node, "/v1/ledger", Entries, query={"after": after, "limit": _PAGE})
         entries += page.entries
-        after = page.next_after
-    return Export(node, entries, list(signed.checkpoints))
+        after, start = page.next_after, page.start
+    kept = [entry for entry in entries if entry.sequence > start.sequence]  # some were pruned while we asked
+    return Export(node, kept, list(signed.checkpoints), start=start)
 
 
 def read_export(file: Path) -> Export:
@@ -109,12 +125,45 @@ def _nodes_named_in(certificate: x509.Certificate) -> list[str]:
     return [uri for uri in names.get_values_for_type(x509.UniformResourceIdentifier) if uri.startswith(_OF_NODES)]
 
 
-def audited(export: Export, public_key: bytes) -> Verdict:
-    """Check a ledger from its first entry.
+@dataclass(frozen=True, slots=True)
+class Archives:
+    """What an audit of archives found, before the ledger itself."""
+
+    first: int
+    last: Mark
+    checkpoints: int
+    vouched_at: datetime
+
+
+def archives_audited(files: Sequence[Path], node: NodeId, public_key: bytes) -> Archives | None:
+    """Check archives of a node's ledger, from the first entry that they hold on, in whatever order they are given.
+
+    Raises:
+        AuthenticationError: names what is missing, altered or not vouched for.
+        InvalidDocumentError: a file is no archive, or another node's.
+    """
+    begins: list[tuple[int, int, Path]] = []
+    for file in files:
+        with opened_archive(file) as (head, _):
+            if head.node != node:
+                raise InvalidDocumentError(f"the archive {file}", (f"it is of node {head.node}, not of {node}",))
+            begins.append((head.previous.sequence, head.last.sequence, file))
+    reached: Mark | None = None
+    checkpoints, until = 0, 0
+    for _, _, file in sorted(begins):
+        with opened_archive(file) as (head, entries):
+            reached = verify_archive(head, entries, public_key, reached=reached, name=file.name)
+            checkpoints += len(head.checkpoints)
+            until = max(until, *(one.time for one in head.checkpoints))
+    return None if reached is None else Archives(min(begins)[0] + 1, reached, checkpoints, _moment(until))
+
+
+def audited(export: Export, public_key: bytes, archives: Archives | None = None) -> Verdict:
+    """Check a ledger from the first entry that is kept, or from the first of the archives, which were checked before.
 
     Raises:
         AuthenticationError: names the first entry that was deleted, reordered or altered, or whose checkpoint the
-            node did not sign.
+            node did not sign; or entries that are missing without a word of the node that it pruned them.
         RemoteProtocolError: bytes are not in hexadecimal.
     """
     try:
@@ -130,21 +179,55 @@ def audited(export: Export, public_key: bytes) -> Verdict:
             )
             for one in export.checkpoints
         ]
+        start = Mark(export.start.sequence, _bytes(export.start.hash))
     except ValueError:
         raise RemoteProtocolError(f"the ledger of {export.node} has bytes that are not hexadecimal") from None
     for checkpoint in checkpoints:
         if checkpoint.node != export.node:
             raise RemoteProtocolError(f"a checkpoint in the ledger of {export.node} is that of {checkpoint.node}")
         verify_checkpoint(checkpoint, public_key)
-    count, _ = verify_chain(entries, ChainHead(), through=checkpoints)
+    places: list[chain.Head] = [*checkpoints]
+    if archives is not None:
+        if start.sequence > archives.last.sequence:
+            raise AuthenticationError(missing(archives.last.sequence + 1, start.sequence))
+        places.append(archives.last)
+    pruned = _pruning_of(entries, start, checkpoints)
+    count, _ = verify_chain(entries, start, through=places)
     last = max(checkpoints, key=lambda one: one.sequence, default=None)
     return Verdict(
         node=export.node,
+        first=(start.sequence + 1) if archives is None else min(archives.first, start.sequence + 1),
         entries=count,
         checkpoints=len(checkpoints),
         vouched=last.sequence if last else 0,
-        vouched_at=datetime.fromtimestamp(last.time // NANOSECONDS_PER_SECOND, UTC) if last else None,
+        vouched_at=_moment(last.time) if last else None,
+        pruned_until=None if pruned is None or archives is not None else _moment(pruned.time),
     )
+
+
+def _pruning_of(entries: Sequence[LedgerEntry], start: Mark, checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
+    """Return the checkpoint up to which the node said that it prunes; None where the ledger starts at its beginning.
+
+    Whoever takes entries away cannot say so in the node's name: what follows is chained and signed.
+    """
+    if start.sequence == 0:
+        return None
+    said = [PrunedRecord.decode(entry.body) for entry in entries if entry.kind == PRUNED]
+    through = {one.through: one.hash for one in said if one.through >= start.sequence}
+    if not through:
+        raise AuthenticationError(
+            f"ledger entries 1 to {start.sequence} are missing: the node nowhere says that it pruned them"
+        )
+    signed = [one for one in checkpoints if through.get(one.sequence) == one.hash]
+    if not signed:
+        raise AuthenticationError(
+            f"ledger entries 1 to {start.sequence} were pruned without a checkpoint that vouches for their end"
+        )
+    return min(signed, key=lambda one: one.sequence)
+
+
+def _moment(time: int) -> datetime:
+    return datetime.fromtimestamp(time // NANOSECONDS_PER_SECOND, UTC)
 
 
 def _bytes(text: str) -> bytes:

@@ -60,13 +60,14 @@ def chain_hash(
     return hashlib.sha384(_joined(fields)).digest()
 
 
-def verify_chain(entries: Iterable[Entry], start: Head, *, through: Iterable[Checkpoint] = ()) -> tuple[int, bytes]:
+def verify_chain(entries: Iterable[Entry], start: Head, *, through: Iterable[Head] = ()) -> tuple[int, bytes]:
     """Check that the entries follow `start` and each other, unaltered and without gaps.
 
     Args:
         entries: in the order in which the ledger handed them out.
         start: where the previous audit ended, or an empty head.
-        through: checkpoints, already verified, that the ledger must pass through when they lie after `start`.
+        through: checkpoints, already verified, and other places that the ledger must pass through when they lie at
+            `start` or after it.
 
     Returns:
         Sequence and hash of the last entry: the next audit's start.
@@ -74,9 +75,10 @@ def verify_chain(entries: Iterable[Entry], start: Head, *, through: Iterable[Che
     Raises:
         AuthenticationError: names the first sequence that is missing, out of its place or altered.
     """
-    vouched = {
-        checkpoint.sequence: checkpoint.hash for checkpoint in through if checkpoint.sequence >= start.sequence
-    }
+    vouched: dict[int, bytes] = {}
+    for place in through:
+        if place.sequence >= start.sequence and vouched.setdefault(place.sequence, place.hash) != place.hash:
+            raise AuthenticationError(f"two different entries {place.sequence} are vouched for: the ledger forked")
     sequence, digest = start.sequence, start.hash
     _check_vouched(vouched, sequence, digest)
     for entry in entries:

@@ -164,6 +164,28 @@ def ranges_of(slots: Iterable[int]) -> tuple[tuple[int, int], ...]:
     return tuple(ranges)
 
 
+class PrunedRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Says that the node removes its ledger's entries up to one for which it had signed a checkpoint."""
+
+    version: int
+    through: int
+    hash: bytes
+    until: int  # nanoseconds since the epoch: the checkpoint's time; all that is removed was written before
+    archive: str  # where the entries are kept; empty: nowhere
+
+    @staticmethod
+    def decode(body: bytes) -> PrunedRecord:
+        """Return the record in `body`.
+
+        Raises:
+            RemoteProtocolError: it is none.
+        """
+        try:
+            return msgspec.msgpack.decode(body, type=PrunedRecord)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise RemoteProtocolError(f"not a record of pruning: {error}") from None
+
+
 class WrapRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A key that is random at the initiator's node: LOCAL, or wrapped for several targets."""
 

@@ -15,7 +15,7 @@ from trenza.base.names import LinkId, NodeId
 from trenza.base.secret import Secret
 from trenza.base.units import Nanoseconds, Seconds
 from trenza.core.policy import Book, SignedBook
-from trenza.kms.ports import KeyAgreement, LinkDevice, LinkTelemetry, Peers, Sealer, Signer, Store, Verifier
+from trenza.kms.ports import Archive, KeyAgreement, LinkDevice, LinkTelemetry, Peers, Sealer, Signer, Store, Verifier
 from trenza.wire.peer import Presence
 
 _FORMER_BOOKS = 8
@@ -58,6 +58,9 @@ class Settings:
     waiting_keys_max: int = 65_536  # keys that wait here, drawn and placed: half for own initiators, half for others'
     checkpoint_entries: int = 1_000
     checkpoint_seconds: Seconds = Seconds(60.0)
+    ledger_days: float = 400.0  # how long the ledger's entries are kept; 0: for ever
+    ledger_max_bytes: int = 0  # …and how much of a disk they may take, of whatever age; 0: as much as there is
+    retention_interval: Seconds = Seconds(60.0)  # between looks at whether the ledger is to be pruned
 
 
 @dataclass(slots=True)
@@ -107,6 +110,7 @@ class Context:
     sessions: dict[NodeId, Session] = field(default_factory=dict)
     counters: Counter[str] = field(default_factory=Counter)  # names in docs/reference/metrics.md
     preshared: dict[NodeId, Secret] = field(default_factory=dict, repr=False)  # installed by hand, by peer
+    archive: Archive | None = None  # where pruned entries go first; None: nowhere
     place: bytes = b""
     """What only one life can hold at a time, 16 bytes: whoever holds it knows that every life that held it before has
     ended. Empty: nothing here proves that."""

@@ -7,13 +7,14 @@ key's own ledger entries. For auditors; applications are told less.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from uuid import UUID
 
 import msgspec
 
 from trenza.base.errors import UnknownKeyError
 from trenza.base.names import NodeId, SaeId
-from trenza.base.units import Nanoseconds
+from trenza.base.units import NANOSECONDS_PER_SECOND, Nanoseconds
 from trenza.core.keyid import KeyAddress, pair_binding, read_key_id, verify_key_id
 from trenza.core.provenance import DoubtfulRecord, KeyRecord, SegmentRecord, WrapRecord, segment_digest
 from trenza.core.recipe import recipe_of_code
@@ -21,6 +22,7 @@ from trenza.kms.context import Context
 from trenza.kms.id_keys import IdKeyRing
 from trenza.kms.journal import SPAN, Journal, window_term
 from trenza.kms.ports import LedgerEntry, LedgerQuery
+from trenza.kms.retention import Retention
 from trenza.kms.slots import Owner, Slots
 
 
@@ -67,11 +69,14 @@ class Exposed:
 class Explain:
     """Queries over this node's ledger."""
 
-    def __init__(self, ctx: Context, *, id_keys: IdKeyRing, slots: Slots, journal: Journal) -> None:
+    def __init__(
+        self, ctx: Context, *, id_keys: IdKeyRing, slots: Slots, journal: Journal, retention: Retention
+    ) -> None:
         self._ctx = ctx
         self._journal = journal
         self._id_keys = id_keys
         self._slots = slots
+        self._retention = retention
 
     async def key(self, key_id: UUID) -> Explanation:
         """Return what this node knows of a key.
@@ -88,19 +93,32 @@ class Explain:
             return used
         owner = self._slots.owner(key_id)
         if owner is None:
-            raise self._unknown(key_id)
+            raise await self._unknown(key_id)
         if doubts := await self._doubts(owner):
             issuer = self._ctx.name if owner.issued_here else owner.peer
             return await self._explained(key_id, owner.address, doubts, doubts[0].record.segment, issuer)
         if owner.issued_here:
-            raise self._unknown(key_id)  # windows of that number which this node granted are others
+            raise await self._unknown(key_id)  # windows of that number which this node granted are others
         segment_id = self._slots.segment_of_window(owner.peer, owner.address.window)
         if segment_id is None:
-            raise self._unknown(key_id)
+            raise await self._unknown(key_id)
         return await self._explained(key_id, owner.address, (), segment_id, owner.peer)
 
-    def _unknown(self, key_id: UUID) -> UnknownKeyError:
-        return UnknownKeyError(f"node {self._ctx.name} cannot tell whose key {key_id} is")
+    async def _unknown(self, key_id: UUID) -> UnknownKeyError:
+        return UnknownKeyError(f"node {self._ctx.name} cannot tell whose key {key_id} is{await self._but_pruned()}")
+
+    async def _but_pruned(self) -> str:
+        """Return what is to be added where something was not found: it may have been."""
+        record = await self._retention.pruned()
+        if record is None:
+            return ""
+        kept = f"; they are archived, the last of them in {record.archive}" if record.archive else ""
+        return f"; its records of before {_moment(record.until)} were pruned{kept}"
+
+    async def pruned_until(self) -> Nanoseconds | None:
+        """Return the moment before which this node's answers are not whole; None where its ledger is."""
+        record = await self._retention.pruned()
+        return None if record is None else Nanoseconds(record.until)
 
     async def _doubts(self, owner: Owner) -> tuple[Doubt, ...]:
         """Return the entries that name this key's slot as one of which a crash left no record."""
@@ -152,7 +170,8 @@ class Explain:
     ) -> Explanation:
         entries = await self._ctx.store.entries(LedgerQuery(term=f"segment:{segment.hex()}", kind="segment"))
         if not entries:
-            raise UnknownKeyError(f"node {self._ctx.name} has no record of the strands of key {key_id}")
+            why = f"node {self._ctx.name} has no record of the strands of key {key_id}"
+            raise UnknownKeyError(f"{why}{await self._but_pruned()}")
         recipe, body = recipe_of_code(address.recipe), entries[0].body
         record, digest = SegmentRecord.decode(body), segment_digest(body)
         name, size = self._ctx.name, address.size
@@ -193,6 +212,10 @@ class Explain:
             found += page
             if len(page) < query.limit:
                 return found
+
+
+def _moment(time: int) -> str:
+    return f"{datetime.fromtimestamp(time // NANOSECONDS_PER_SECOND, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _of_slot(entry: LedgerEntry, record: KeyRecord, slot: int) -> tuple[LedgerEntry, KeyRecord]:

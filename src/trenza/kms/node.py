@@ -40,6 +40,7 @@ from trenza.kms.pads import Pads
 from trenza.kms.pools import Pools
 from trenza.kms.ports import Anchor, Put, Table
 from trenza.kms.relay import Relays
+from trenza.kms.retention import Retention
 from trenza.kms.sessions import Sessions
 from trenza.kms.shares import Shares
 from trenza.kms.slots import Slots
@@ -118,8 +119,11 @@ class Node:
             waiting=self.waiting,
             shares=self.shares,
         )
-        self.explain = Explain(ctx, id_keys=self.id_keys, slots=self.slots, journal=self.journal)
         self.notary = Notary(ctx, journal=self.journal)
+        self.retention = Retention(ctx, notary=self.notary)
+        self.explain = Explain(
+            ctx, id_keys=self.id_keys, slots=self.slots, journal=self.journal, retention=self.retention
+        )
         self.sessions.on_new_life = self._drop_all
         self.issuing.on_low = self._restock
         self.issuing.on_short = self._refill
@@ -274,6 +278,7 @@ class Node:
         wanted["levels",] = (settings.levels_interval, self._levels)
         wanted["voids",] = (settings.beat_interval, self._voids)
         wanted["upkeep",] = (settings.beat_interval, self._upkeep)
+        wanted["retention",] = (settings.retention_interval, self.retention.step)
         for key in [key for key in self._tasks if key not in wanted]:
             task = self._tasks.pop(key)
             task.cancel()

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+
 import msgspec
 
-from trenza.base.units import Seconds
+from trenza.base.units import Seconds, nanoseconds
 from trenza.core.chain import Checkpoint, sign_checkpoint
 from trenza.kms.context import Context
 from trenza.kms.journal import Journal
-from trenza.kms.ports import Put, Table
+from trenza.kms.ports import Delete, Put, Table
 
 _PREFIX = b"checkpoint:"
+_HOUR, _DAY, _MONTH = (nanoseconds(Seconds(seconds)) for seconds in (3_600.0, 86_400.0, 30 * 86_400.0))
+_BATCH = 100  # checkpoints that one commit removes
 
 
 class Notary:
@@ -39,12 +43,42 @@ class Notary:
         if head.sequence in {0, self._sequence}:
             return None
         checkpoint = sign_checkpoint(ctx.signer.sign, node=ctx.name, head=head, time=ctx.clock.now())
-        key = _PREFIX + head.sequence.to_bytes(8, "big")
-        await ctx.store.commit([Put(Table.META, key, msgspec.msgpack.encode(checkpoint))])
+        await ctx.store.commit([Put(Table.META, _key(head.sequence), msgspec.msgpack.encode(checkpoint))])
         self._sequence, self._at = head.sequence, ctx.clock.elapsed()
         return checkpoint
+
+    async def thin(self, *, keep: int) -> None:
+        """Forget checkpoints that later ones make needless: they would outgrow the ledger.
+
+        Of those older than a day the last of each hour stays, of those older than a month the last of each day, and
+        of those before the ledger's start none.
+
+        Args:
+            keep: the sequence of one that stays in any case.
+        """
+        now, start = self._ctx.clock.now(), (await self._ctx.store.extent()).start.sequence
+        signed = await self.checkpoints()
+        needless: list[int] = []
+        for one, later in itertools.pairwise(signed):
+            span = _span_at(now - one.time)
+            if one.sequence < start or (span and one.time // span == later.time // span):
+                needless.append(one.sequence)
+        changes = [Delete(Table.META, _key(sequence)) for sequence in needless if sequence != keep]
+        for first in range(0, len(changes), _BATCH):
+            await self._ctx.store.commit(changes[first : first + _BATCH])
 
     async def checkpoints(self) -> list[Checkpoint]:
         """Return every checkpoint that this node has signed, oldest first."""
         kept = await self._ctx.store.scan(Table.META, _PREFIX)
         return [msgspec.msgpack.decode(value, type=Checkpoint) for _, value in kept]
+
+
+def _key(sequence: int) -> bytes:
+    return _PREFIX + sequence.to_bytes(8, "big")
+
+
+def _span_at(age: int) -> int:
+    """Return the time in which one checkpoint of this age is enough; 0: every one is kept."""
+    if age <= _DAY:
+        return 0
+    return _HOUR if age <= _MONTH else _DAY

@@ -7,7 +7,7 @@ an implementation can run. The stories never see a socket, a disk or a clock of 
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 from uuid import UUID
@@ -15,6 +15,7 @@ from uuid import UUID
 from trenza.base.names import NodeId
 from trenza.base.secret import Secret
 from trenza.base.units import Bits, Nanoseconds, Seconds
+from trenza.core.archive import ArchiveHead
 from trenza.core.strand import Supply
 from trenza.wire.peer import PeerMessage
 
@@ -213,6 +214,22 @@ class Store(Protocol):
 
     async def close(self) -> None:
         """Finish what was called, then let go of the disk."""
+        ...
+
+
+class Archive(Protocol):
+    """Where entries of the ledger are kept when the store gives them up.
+
+    Contract: when `keep` returns, the archive is durable and whole; when it raises, it is as if it never was asked.
+    Keeping the same stretch again is harmless.
+    """
+
+    async def keep(self, head: ArchiveHead, entries: AsyncIterator[Sequence[LedgerEntry]]) -> str:
+        """Write an archive (core.archive) and return its name.
+
+        Raises:
+            StoreUnavailableError: it cannot be written, or is there with other content.
+        """
         ...
 
 

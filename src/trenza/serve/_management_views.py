@@ -18,7 +18,7 @@ from trenza.core.provenance import SegmentRecord
 from trenza.kms.context import LinkEnd
 from trenza.kms.explain import Explanation, Exposed
 from trenza.kms.node import Node
-from trenza.kms.ports import LedgerEntry
+from trenza.kms.ports import ChainHead, LedgerEntry
 from trenza.net.rpc_frames import MessageCounters
 from trenza.net.tls import TlsStatistics
 from trenza.wire import management as wire
@@ -168,9 +168,17 @@ def key(explanation: Explanation) -> wire.KeyStatement:
     )
 
 
-def exposure(node: NodeId, since: Nanoseconds, until: Nanoseconds, found: Iterable[Exposed]) -> wire.Exposure:
-    """Return which keys a node exposed in a time."""
-    return wire.Exposure(node, rfc3339(since), rfc3339(until), tuple(_exposed(one) for one in found))
+def exposure(
+    node: NodeId,
+    since: Nanoseconds,
+    until: Nanoseconds,
+    found: Iterable[Exposed],
+    *,
+    pruned_until: Nanoseconds | None,
+) -> wire.Exposure:
+    """Return which keys a node exposed in a time, as far as the records of then are still there."""
+    gap = None if pruned_until is None or pruned_until <= since else rfc3339(pruned_until)
+    return wire.Exposure(node, rfc3339(since), rfc3339(until), tuple(_exposed(one) for one in found), gap)
 
 
 def _exposed(one: Exposed) -> wire.ExposedKeys:
@@ -206,7 +214,7 @@ def _plain(value: Any) -> Any:
 # --- the ledger ----------------------------------------------------------------------------------------------------
 
 
-def entries(found: Sequence[LedgerEntry], *, limit: int) -> wire.Entries:
+def entries(found: Sequence[LedgerEntry], *, limit: int, start: ChainHead) -> wire.Entries:
     """Return one page of the ledger."""
     shown = tuple(
         wire.Entry(
@@ -214,7 +222,8 @@ def entries(found: Sequence[LedgerEntry], *, limit: int) -> wire.Entries:
         )
         for one in found
     )
-    return wire.Entries(shown, found[-1].sequence if len(found) == limit else None)
+    last = found[-1].sequence if len(found) == limit else None
+    return wire.Entries(shown, last, wire.Head(start.sequence, start.hash.hex()))
 
 
 def checkpoints(signed: Iterable[Checkpoint]) -> wire.Checkpoints:

@@ -135,7 +135,9 @@ class ManagementDoor:
         node = NodeId(query["node"])
         since, until = _moment(query, "since") or Nanoseconds(0), _moment(query, "until")
         last = self._node.ctx.clock.now() if until is None else until
-        return views.exposure(node, since, last, await self._node.explain.exposed(node, since=since, until=last))
+        explain = self._node.explain
+        found = await explain.exposed(node, since=since, until=last)
+        return views.exposure(node, since, last, found, pruned_until=await explain.pruned_until())
 
     async def _ledger(self, query: Query) -> wire.Entries:
         await self._node.journal.flush()  # the ledger as it stands has what is noted until now
@@ -148,7 +150,10 @@ class ManagementDoor:
             after_sequence=_number(query, "after", 0),
             limit=limit,
         )
-        return views.entries(await self._node.ctx.store.entries(wanted), limit=limit)
+        store = self._node.ctx.store
+        found = await store.entries(wanted)
+        start = (await store.extent()).start  # after the entries: what was pruned meanwhile is before it
+        return views.entries(found, limit=limit, start=start)
 
 
 # --- requests ------------------------------------------------------------------------------------------------------

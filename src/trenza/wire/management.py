@@ -136,6 +136,7 @@ class Entries(msgspec.Struct, frozen=True):
 
     entries: tuple[Entry, ...]
     next_after: int | None
+    start: Head = Head(0, "00" * 48)  # before the first entry that is kept: those up to it were pruned
 
 
 class SignedHead(msgspec.Struct, frozen=True):
@@ -195,6 +196,7 @@ class Exposure(msgspec.Struct, frozen=True):
     since: str
     until: str
     exposed: tuple[ExposedKeys, ...]
+    pruned_until: str | None = None  # records of before were pruned, and part of the time lies there: keys may lack
 
 
 class BookTaken(msgspec.Struct, frozen=True):
