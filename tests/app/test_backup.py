@@ -13,7 +13,7 @@ import pytest
 from tests.adapters.sqlite.old_nodes import NODES, SEED, old_nodes
 
 from trenza.adapters.keyring import KeyringSealer
-from trenza.adapters.sqlite import InlineStore, SqliteStore, connect
+from trenza.adapters.sqlite import InlineStore, SqliteStore, connect, copying
 from trenza.app import backup
 from trenza.app.backup import Manifest, back_up
 from trenza.app.config import ApplicationListener, Listener, NodeConfig
@@ -31,7 +31,7 @@ from trenza.base.secret import Secret
 from trenza.base.units import Nanoseconds
 from trenza.core.chain import verify_chain
 from trenza.kms import rows
-from trenza.kms.ports import Append, ChainHead, LedgerQuery, Put, Sealed, Table
+from trenza.kms.ports import Append, ChainHead, LedgerExtent, LedgerQuery, Prune, Put, Sealed, Table
 from trenza.lab.standins import SeededEntropy
 
 NODE = NODES[0]
@@ -227,6 +227,59 @@ def old_ledger() -> list:
             await store.close()
 
     return asyncio.run(read())
+
+
+def prune(directory: Path, through: int) -> None:
+    async def pruned() -> None:
+        store = opened(directory)
+        entry = (await store.entries(LedgerQuery(after_sequence=through - 1, limit=1)))[0]
+        await store.commit([Prune(through, entry.hash)])
+        await store.close()
+
+    asyncio.run(pruned())
+
+
+def extent_of(directory: Path) -> LedgerExtent:
+    async def read() -> LedgerExtent:
+        store = opened(directory)
+        try:
+            return await store.extent()
+        finally:
+            await store.close()
+
+    return asyncio.run(read())
+
+
+def test_a_pruned_ledger_is_backed_up_and_restored_with_its_start(config) -> None:
+    prune(config.data_directory, 4)
+    before = extent_of(config.data_directory)
+    place, manifest = backed_up(config)
+    assert (manifest.ledger_start, extent_of(place)) == (4, before)
+    target = restored(config, place)
+    after = extent_of(target.data_directory)
+    assert (after.start, after.head.sequence) == (before.start, before.head.sequence + 1)
+    verify_chain(all_entries(target.data_directory), after.start)
+
+
+@pytest.mark.parametrize("through", [4, 7], ids=["what is copied", "what is not copied yet"])
+def test_a_ledger_that_is_pruned_while_it_is_copied_is_copied_whole_from_where_it_starts(
+    config, monkeypatch, through
+) -> None:
+    monkeypatch.setattr(copying, "_BATCH", 5)
+    told: list[str] = []
+
+    def progress(what: str, _done: int, _of: int) -> None:
+        if not told:
+            threads = threading.Thread(target=prune, args=(config.data_directory, through))
+            threads.start()
+            threads.join()
+        told.append(what)
+
+    place, manifest = backed_up(config, progress=progress)
+    assert manifest.ledger_start == through
+    assert extent_of(place) == extent_of(config.data_directory)
+    assert all_entries(place) == all_entries(config.data_directory)
+    verify_chain(all_entries(place), extent_of(place).start)
 
 
 # --- what is not backed up
