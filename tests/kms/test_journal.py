@@ -40,7 +40,7 @@ class World:
 
     def records(self, kind="issued"):
         return [
-            msgspec.msgpack.decode(entry.body, type=KeyRecord) for entry in self.store.ledger if entry.kind == kind
+            KeyRecord.decode(entry.body) for entry in self.store.ledger if entry.kind == kind
         ]
 
 
@@ -182,7 +182,7 @@ def test_a_record_of_the_first_version_is_read_as_ever() -> None:
         "tls_group": "",
         "uncertainty": 1,
     }
-    record = msgspec.msgpack.decode(msgspec.msgpack.encode(members), type=KeyRecord)
+    record = KeyRecord.decode(msgspec.msgpack.encode(members))
     assert record.time_of(1, 7) == 7
     assert record.only([1]).slots == (4,)
 

@@ -155,7 +155,7 @@ class Explain:
         """Return the entries of one kind that name this slot of a window as a key's first."""
         term = window_term(peer, address.window)
         decoded = [
-            (entry, msgspec.msgpack.decode(entry.body, type=KeyRecord))
+            (entry, KeyRecord.decode(entry.body))
             for entry in await self._all(LedgerQuery(term=term, kind=kind))
         ]
         return [_of_slot(entry, record, address.slot) for entry, record in decoded if address.slot in record.slots]
@@ -230,7 +230,7 @@ def _event_within(entry: LedgerEntry, since: Nanoseconds, until: Nanoseconds) ->
         return None
     if entry.kind == "doubtful":  # of the time before its own; to leave it out would hide keys
         return Doubt(entry.kind, entry.time, entry.sequence, msgspec.msgpack.decode(entry.body, type=DoubtfulRecord))
-    record = msgspec.msgpack.decode(entry.body, type=KeyRecord)
+    record = KeyRecord.decode(entry.body)
     within = [index for index in range(len(record.slots)) if since <= record.time_of(index, entry.time) <= until]
     if not within:
         return None

@@ -198,7 +198,7 @@ class Journal:
                 stop += 1
             times = tuple((time - since) // 1_000 for time in page.times[first:stop])
             record = self._record(heading, tuple(page.slots[first:stop]), times)
-            yield Append(Nanoseconds(since), heading.deed, msgspec.msgpack.encode(record), terms)
+            yield Append(Nanoseconds(since), heading.deed, record.encode(), terms)
             first = stop
 
     def _record(self, heading: Heading, slots: tuple[int, ...], times: tuple[int, ...]) -> KeyRecord:
@@ -250,7 +250,7 @@ def _slots_in(body: bytes, kind: str, deed: str, segment: bytes) -> frozenset[in
     if kind == _DOUBTFUL:
         doubtful = msgspec.msgpack.decode(body, type=DoubtfulRecord)
         return doubtful.slots if (doubtful.deed, doubtful.segment) == (deed, segment) else frozenset()
-    record = msgspec.msgpack.decode(body, type=KeyRecord)
+    record = KeyRecord.decode(body)
     if record.segment != segment:
         return frozenset()
     each = recipe_named(record.recipe).slots_for(Bits(record.size))

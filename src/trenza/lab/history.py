@@ -257,7 +257,7 @@ class History:
         elif entry.kind == "doubtful":
             self.add(Doubted(time, node, msgspec.msgpack.decode(entry.body, type=DoubtfulRecord)))
         elif any(term.startswith("segment:") for term in entry.terms):
-            self.add(Recorded(time, node, entry.kind, msgspec.msgpack.decode(entry.body, type=KeyRecord)))
+            self.add(Recorded(time, node, entry.kind, KeyRecord.decode(entry.body)))
 
     def _note_row(
         self, time: float, node: NodeId, row: Put | Insert, handed: dict[NodeId, list[tuple[int, int]]]
