@@ -39,9 +39,7 @@ class World:
             page.note(slot, self.clock.now())
 
     def records(self, kind="issued"):
-        return [
-            KeyRecord.decode(entry.body) for entry in self.store.ledger if entry.kind == kind
-        ]
+        return [KeyRecord.decode(entry.body) for entry in self.store.ledger if entry.kind == kind]
 
 
 def test_keys_alike_are_one_entry_with_the_time_of_each() -> None:

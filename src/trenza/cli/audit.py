@@ -11,7 +11,7 @@ from typing import Any
 import click
 import msgspec
 
-from trenza.adapters.archive import opened_archive
+from trenza.app.archives import archives_audited, node_of
 from trenza.app.config import load_node_config
 from trenza.app.state_directory import file_name
 from trenza.base.errors import (
@@ -24,7 +24,7 @@ from trenza.base.errors import (
 from trenza.base.names import NodeId
 from trenza.cli import suggest
 from trenza.cli.doors import Doors
-from trenza.cli.ledgers import Export, Verdict, archives_audited, audited, fetch_ledger, public_key_in, read_export
+from trenza.cli.ledgers import Export, Verdict, audited, fetch_ledger, public_key_in, read_export
 from trenza.cli.options import FindSite, json_option, network_options
 from trenza.cli.output import console, show_json, table
 from trenza.cli.state import Site, check_writable, write_whole
@@ -168,8 +168,7 @@ def _judged(export: Export, public_key: bytes, archives: Sequence[Path]) -> _Fin
 
 def _archives_alone(archives: Sequence[Path], certificate: Path) -> tuple[NodeId, _Finding]:
     """Check archives without the ledger that they come from."""
-    with opened_archive(archives[0]) as (head, _):
-        node = head.node
+    node = node_of(archives[0])
     public_key = _public_key(certificate, node)
     try:
         found = archives_audited(archives, node, public_key)

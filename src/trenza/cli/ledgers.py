@@ -16,14 +16,14 @@ import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
 
-from trenza.adapters.archive import opened_archive
+from trenza.app.archives import Archives
 from trenza.app.pki import node_uri
 from trenza.base.errors import AuthenticationError, InvalidDocumentError, RemoteProtocolError
 from trenza.base.names import NodeId
 from trenza.base.units import NANOSECONDS_PER_SECOND, Nanoseconds
 from trenza.cli.doors import Doors
 from trenza.core import chain
-from trenza.core.archive import Mark, missing, verify_archive
+from trenza.core.archive import Mark, missing
 from trenza.core.chain import Checkpoint, verify_chain, verify_checkpoint
 from trenza.core.provenance import PrunedRecord
 from trenza.kms.ports import LedgerEntry
@@ -123,39 +123,6 @@ def _nodes_named_in(certificate: x509.Certificate) -> list[str]:
     except x509.ExtensionNotFound:
         return []
     return [uri for uri in names.get_values_for_type(x509.UniformResourceIdentifier) if uri.startswith(_OF_NODES)]
-
-
-@dataclass(frozen=True, slots=True)
-class Archives:
-    """What an audit of archives found, before the ledger itself."""
-
-    first: int
-    last: Mark
-    checkpoints: int
-    vouched_at: datetime
-
-
-def archives_audited(files: Sequence[Path], node: NodeId, public_key: bytes) -> Archives | None:
-    """Check archives of a node's ledger, from the first entry that they hold on, in whatever order they are given.
-
-    Raises:
-        AuthenticationError: names what is missing, altered or not vouched for.
-        InvalidDocumentError: a file is no archive, or another node's.
-    """
-    begins: list[tuple[int, int, Path]] = []
-    for file in files:
-        with opened_archive(file) as (head, _):
-            if head.node != node:
-                raise InvalidDocumentError(f"the archive {file}", (f"it is of node {head.node}, not of {node}",))
-            begins.append((head.previous.sequence, head.last.sequence, file))
-    reached: Mark | None = None
-    checkpoints, until = 0, 0
-    for _, _, file in sorted(begins):
-        with opened_archive(file) as (head, entries):
-            reached = verify_archive(head, entries, public_key, reached=reached, name=file.name)
-            checkpoints += len(head.checkpoints)
-            until = max(until, *(one.time for one in head.checkpoints))
-    return None if reached is None else Archives(min(begins)[0] + 1, reached, checkpoints, _moment(until))
 
 
 def audited(export: Export, public_key: bytes, archives: Archives | None = None) -> Verdict:

@@ -7,14 +7,13 @@ key's own ledger entries. For auditors; applications are told less.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from uuid import UUID
 
 import msgspec
 
 from trenza.base.errors import UnknownKeyError
 from trenza.base.names import NodeId, SaeId
-from trenza.base.units import NANOSECONDS_PER_SECOND, Nanoseconds
+from trenza.base.units import Nanoseconds
 from trenza.core.keyid import KeyAddress, pair_binding, read_key_id, verify_key_id
 from trenza.core.provenance import DoubtfulRecord, KeyRecord, SegmentRecord, WrapRecord, segment_digest
 from trenza.core.recipe import recipe_of_code
@@ -113,7 +112,7 @@ class Explain:
         if record is None:
             return ""
         kept = f"; they are archived, the last of them in {record.archive}" if record.archive else ""
-        return f"; its records of before {_moment(record.until)} were pruned{kept}"
+        return f"; its oldest records were pruned{kept}"
 
     async def pruned_until(self) -> Nanoseconds | None:
         """Return the moment before which this node's answers are not whole; None where its ledger is."""
@@ -155,8 +154,7 @@ class Explain:
         """Return the entries of one kind that name this slot of a window as a key's first."""
         term = window_term(peer, address.window)
         decoded = [
-            (entry, KeyRecord.decode(entry.body))
-            for entry in await self._all(LedgerQuery(term=term, kind=kind))
+            (entry, KeyRecord.decode(entry.body)) for entry in await self._all(LedgerQuery(term=term, kind=kind))
         ]
         return [_of_slot(entry, record, address.slot) for entry, record in decoded if address.slot in record.slots]
 
@@ -212,10 +210,6 @@ class Explain:
             found += page
             if len(page) < query.limit:
                 return found
-
-
-def _moment(time: int) -> str:
-    return f"{datetime.fromtimestamp(time // NANOSECONDS_PER_SECOND, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _of_slot(entry: LedgerEntry, record: KeyRecord, slot: int) -> tuple[LedgerEntry, KeyRecord]:

@@ -38,7 +38,7 @@ from trenza.net.tls import PeerIdentity, RevocationCheck, TlsStatistics, never_r
 from trenza.serve import _management_views as views
 from trenza.serve.identity import NameKind, certificate_identity
 from trenza.wire import management as wire
-from trenza.wire.etsi014.answers import moment_of
+from trenza.wire.etsi014.answers import moment_of, rfc3339
 
 OPERATOR_PREFIX: Final = "urn:trenza:operator:"
 DEADLINE: Final = Seconds(30.0)
@@ -56,7 +56,7 @@ class ManagementDoor:
 
     def __init__(
         self,
-        node: Node,
+        node: Callable[[], Node],
         *,
         version: str,
         tls: Callable[[], Mapping[str, TlsStatistics]],
@@ -67,19 +67,23 @@ class ManagementDoor:
         """Open the door.
 
         Args:
-            node: whose door it is.
+            node: the stories whose door it is; others, when the process takes another role.
             version: of the software.
             tls: what happened at each of the node's listeners and clients.
             messages: frames exchanged with each node.
             reload: reads the node's configuration anew; returns what changed.
             is_revoked: tells of certificates that are refused.
         """
-        self._node = node
+        self._find_node = node
         self._version = version
         self._tls = tls
         self._messages = messages
         self._reload = reload
         self._is_revoked = is_revoked
+
+    @property
+    def _node(self) -> Node:
+        return self._find_node()
 
     @staticmethod
     def error_response(status: int, sentence: str) -> Response:
@@ -115,7 +119,7 @@ class ManagementDoor:
                 health = views.health(self._node)
                 return _ok(health, status=200 if health.healthy else 503)
             case b"GET", ["v1", "keys", text]:
-                return _ok(views.key(await self._node.explain.key(_uuid(text))))
+                return _ok(await self._key(_uuid(text)))
             case b"GET", ["v1", "exposed"]:
                 return _ok(await self._exposed(query))
             case b"GET", ["v1", "ledger"]:
@@ -128,6 +132,16 @@ class ManagementDoor:
                 return _ok(wire.Reloaded(tuple(await self._reload())))
             case _:
                 return _no_such(path)
+
+    async def _key(self, key_id: UUID) -> wire.KeyStatement:
+        explain = self._node.explain
+        try:
+            return views.key(await explain.key(key_id))
+        except UnknownKeyError as error:
+            until = await explain.pruned_until()
+            if until is None:
+                raise
+            raise UnknownKeyError(f"{error.message} (those of before {rfc3339(until)})") from None
 
     async def _exposed(self, query: Query) -> wire.Exposure:
         if "node" not in query:
