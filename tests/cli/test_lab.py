@@ -64,6 +64,28 @@ def test_a_broken_rule_is_told_with_the_command_that_shows_it_again(capsys, monk
     assert "trenza lab run lab-ring --seeds 12-12 --plan calm --trace -" in err
 
 
+def test_it_stops_at_the_first_story_that_fails_where_it_is_told_to(capsys, monkeypatch) -> None:
+    monkeypatch.setattr(story, "broken", lambda *_, **__: ["key 1 was delivered twice"])
+    assert ran("lab-ring", "--seeds", "12-90", "--trace", os.devnull, "--stop-at-first", *CALM) == 1
+    assert json.loads(capsys.readouterr().out)["failing_seeds"] == [12]
+
+
+def test_a_kind_of_trouble_can_be_left_out(capsys, monkeypatch) -> None:
+    monkeypatch.setattr(story, "broken", lambda *_, **__: ["key 1 was delivered twice"])
+    kinds = ("kill", "message lost")
+    without = [word for kind in kinds for word in ("--without", kind)]
+    assert ran("lab-ring", "--seeds", "0-0", "--trace", os.devnull, *without) == 1
+    out, err = capsys.readouterr()
+    assert [json.loads(out)["faults"][kind] for kind in kinds] == [0.0, 0.0]
+    assert json.loads(out)["faults"]["message repeated"] == 1.0
+    assert "--seeds 0-0 --without kill --without 'message lost' --trace -" in err
+
+
+def test_a_kind_of_trouble_that_there_is_not_is_refused(capsys) -> None:
+    assert ran("lab-ring", "--seeds", "0-0", "--without", "rain") == 2
+    assert "'rain' is none of: kill" in capsys.readouterr().err
+
+
 def test_a_harness_that_falls_over_is_a_failure(capsys, monkeypatch) -> None:
     def falls_over(*_: object) -> None:
         raise ZeroDivisionError("the lab")

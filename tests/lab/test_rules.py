@@ -7,11 +7,19 @@ from uuid import UUID
 import pytest
 
 from trenza.base.names import NodeId, SaeId
-from trenza.core.provenance import FORMAT_VERSION, Lineage, SegmentRecord
+from trenza.core.provenance import (
+    FORMAT_VERSION,
+    KEY_RECORD_VERSION,
+    DoubtfulRecord,
+    KeyRecord,
+    Lineage,
+    SegmentRecord,
+)
 from trenza.core.strand import Origin
 from trenza.lab import rules
 from trenza.lab.history import (
     Delivered,
+    Doubted,
     Ended,
     Filled,
     Forgot,
@@ -20,6 +28,7 @@ from trenza.lab.history import (
     History,
     Issued,
     Place,
+    Recorded,
     Refused,
     Reserved,
     Sent,
@@ -33,7 +42,7 @@ A, B = NodeId("A"), NodeId("B")
 A1, B1 = SaeId("A1"), SaeId("B1")
 HOMES = {A1: A, B1: B}
 ONE, TWO = UUID(int=1), UUID(int=2)
-SEGMENT, BLOCK = bytes([7]) * 16, bytes([9]) * 16
+SEGMENT, BLOCK, KEYS = bytes([7]) * 16, bytes([9]) * 16, bytes([8]) * 16
 RECORD = SegmentRecord(
     version=FORMAT_VERSION,
     segment=SEGMENT,
@@ -65,12 +74,38 @@ def reserved(mark: int = 4, *, window: int = 1, first: int = 0) -> Reserved:
     return Reserved(3.0, A, B, window, SEGMENT, first, mark)
 
 
+def recorded(deed: str, slot: int) -> Recorded:
+    node, peer = (A, B) if deed == "issued" else (B, A)
+    record = KeyRecord(
+        version=KEY_RECORD_VERSION,
+        segment=SEGMENT,
+        peer=peer,
+        window=1,
+        slots=(slot,),
+        initiator=A1,
+        target=B1,
+        recipe="hybrid-catkdf",
+        size=256,
+        policy="all",
+        policy_digest=bytes(32),
+        tls_group="lab",
+        uncertainty=0,
+        times=(0,),
+    )
+    return Recorded(6.0, node, deed, record)
+
+
+def doubted(deed: str, first: int, count: int) -> Doubted:
+    node, peer = (A, B) if deed == "issued" else (B, A)
+    return Doubted(9.0, node, DoubtfulRecord(FORMAT_VERSION, deed, SEGMENT, peer, 1, ((first, count),)))
+
+
 def refused(code: str = "unknown-key", *key_ids: UUID, time: float = 7.0) -> Refused:
     return Refused(time, "fetch", B1, A1, code, key_ids or (ONE,))
 
 
 def sent(*pads: PadRange, relay: int = 1) -> Sent:
-    key = PadRange(BLOCK, 0, 1)
+    key = PadRange(KEYS, 0, 1)
     return Sent(4.0, A, Relay(bytes([relay]) * 16, SEGMENT, ("A", "B"), 1, "AB", pads, key, b"", (), bytes(16)))
 
 
@@ -84,7 +119,8 @@ def told(rule, *events) -> list[str]:
 
 
 FILLED = (Filled(1.0, A, RECORD), Filled(1.0, B, RECORD))
-STORED = Stored(1.0, A, BLOCK, 8, (b"device key",))
+STORED = Stored(1.0, A, BLOCK, 8, False, (b"device key",))
+RESERVE = (Stored(1.0, A, KEYS, 8, True, ()), Used(2.0, A, KEYS, 0b1))
 HANDED = Handed(5.5, B, A, ((1, 0),))
 
 CASES = [
@@ -114,6 +150,12 @@ CASES = [
         [granted(), Ended(2.5, B, A, 2), granted(2)],
         "twice",
     ),
+    (
+        rules.slots_are_granted_once,
+        [granted(), Granted(2.5, A, B, 1, SEGMENT, 4, 4)],  # ceded: each end may grant, but not the same slots
+        [granted(), Granted(2.5, A, B, 1, SEGMENT, 3, 4)],
+        "the first time by B",
+    ),
     (rules.slots_are_granted_once, [granted(), reserved()], [granted(), reserved(window=2)], "not granted like that"),
     (
         rules.slots_come_from_segments,
@@ -124,20 +166,26 @@ CASES = [
     (rules.slots_come_from_segments, [*FILLED, reserved(8)], [*FILLED, reserved(9)], "beyond the end"),
     (
         rules.units_are_given_up_first,
-        [STORED, Used(2.0, A, BLOCK, 0b111), sent(PadRange(BLOCK, 1, 2))],
-        [STORED, Used(2.0, A, BLOCK, 0b011), sent(PadRange(BLOCK, 1, 2))],
+        [*RESERVE, STORED, Used(2.0, A, BLOCK, 0b110), sent(PadRange(BLOCK, 1, 2))],
+        [*RESERVE, STORED, Used(2.0, A, BLOCK, 0b010), sent(PadRange(BLOCK, 1, 2))],
         "before its use was durable",
     ),
     (
         rules.units_are_given_up_first,
-        [STORED, Used(2.0, A, BLOCK, 0b111), sent(PadRange(BLOCK, 1, 2))],
-        [STORED, Used(2.0, A, BLOCK, 0b111), sent(PadRange(BLOCK, 8, 1))],
+        [*RESERVE, STORED, Used(2.0, A, BLOCK, 0b10), sent(PadRange(BLOCK, 1, 1))],
+        [*RESERVE, STORED, Used(2.0, A, BLOCK, 0b10), sent(PadRange(BLOCK, 8, 1))],
         "does not hold",
+    ),
+    (
+        rules.units_are_given_up_first,
+        [*RESERVE, STORED, Used(2.0, A, BLOCK, 0b10), sent(PadRange(BLOCK, 1, 1))],
+        [*RESERVE, Used(2.0, A, KEYS, 0b11), sent(PadRange(KEYS, 1, 1))],
+        "for another purpose",
     ),
     (
         rules.device_keys_are_used_once,
         [STORED, STORED],
-        [STORED, Stored(2.0, A, SEGMENT, 8, (b"device key",))],
+        [STORED, Stored(2.0, A, SEGMENT, 8, False, (b"device key",))],
         "is in blocks",
     ),
     (rules.what_was_issued_can_be_fetched, [issued(), delivered()], [issued(), refused()], "not to be had"),
@@ -158,6 +206,18 @@ CASES = [
         [issued(), Forgot(5.5, A, goes_on=True), issued(TWO, time=60.0), refused("unknown-key", TWO)],
         [issued(), Forgot(5.5, A, goes_on=True), Forgot(6.0, A), issued(TWO, time=60.0), refused("unknown-key", TWO)],
         "not to be had",
+    ),
+    (
+        rules.what_left_is_in_the_ledger,
+        [issued(first=2), delivered(first=2), recorded("issued", 2), doubted("delivered", 0, 3)],
+        [issued(first=2), delivered(first=2), recorded("issued", 2), doubted("delivered", 0, 2)],
+        "was delivered by B and is not in its ledger",
+    ),
+    (
+        rules.what_left_is_in_the_ledger,
+        [issued(), Forgot(6.0, A)],  # before it lost its memory, but not after
+        [Forgot(4.0, A), issued(), recorded("delivered", 0)],
+        "was issued by A and is not in its ledger",
     ),
 ]
 

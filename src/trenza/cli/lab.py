@@ -6,12 +6,13 @@ ask for it. A seed that breaks a rule is told with its sentences and with the on
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
@@ -67,12 +68,28 @@ def lab() -> None:
     help="How bad it gets: with every fault, with none, or twice as long and worse.",
 )
 @click.option(
+    "--without",
+    metavar="KIND",
+    multiple=True,
+    help="Leave a kind of trouble out, as 'message lost'; may be given several times.",
+)
+@click.option("--stop-at-first", is_flag=True, help="Begin no more stories once one has failed.")
+@click.option(
     "--trace",
     type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
     help="Write every event of every story to this file, in order; - is the output stream.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print nothing but the JSON line.")
-def run_(scenario: str, seeds: range, jobs: int | None, plan: str, trace: Path | None, as_json: bool) -> None:
+def run_(
+    scenario: str,
+    seeds: range,
+    jobs: int | None,
+    plan: str,
+    without: tuple[str, ...],
+    stop_at_first: bool,
+    trace: Path | None,
+    as_json: bool,
+) -> None:
     """Live through seeded stories of a whole network and judge their histories.
 
     SCENARIO is a file, or the name of one that comes with Trenza; `lab-ring` was made for this. Its nodes are the
@@ -81,27 +98,35 @@ def run_(scenario: str, seeds: range, jobs: int | None, plan: str, trace: Path |
     """
     from trenza.app.scenario import load_scenario
     from trenza.lab.campaign import Tally, campaign
+    from trenza.lab.plan import AVOIDABLE
 
+    if unknown := [kind for kind in without if kind not in AVOIDABLE]:
+        raise click.BadParameter(f"{unknown[0]!r} is none of: {', '.join(AVOIDABLE)}", param_hint="'--without'")
     load_scenario(scenario)  # its mistakes are told here, not by every process
     tally, began = Tally(), time.monotonic()
     progress = _Progress(len(seeds), quiet=as_json)
     verdicts = (
-        campaign(scenario, seeds, plan=plan, jobs=jobs or os.cpu_count() or 1)
+        campaign(scenario, seeds, plan=plan, jobs=jobs or os.cpu_count() or 1, without=without)
         if trace is None
-        else _traced(scenario, seeds, plan, trace)
+        else _traced(scenario, seeds, plan, without, trace)
     )
-    for verdict in verdicts:
-        tally.add(verdict)
-        if not as_json:
-            _tell(verdict, scenario, plan)
-        progress.show(tally)
+    with contextlib.closing(verdicts):
+        for verdict in verdicts:
+            tally.add(verdict)
+            if not as_json:
+                _tell(verdict, scenario, plan, without)
+            progress.show(tally)
+            if stop_at_first and tally.failing:
+                break
     document = tally.document(scenario=scenario, plan=plan, seconds=time.monotonic() - began)
     click.echo(msgspec.json.encode(document).decode())
     if tally.failing:
         sys.exit(1)
 
 
-def _traced(scenario: str, seeds: range, plan: str, trace: Path) -> Iterator[Verdict]:
+def _traced(
+    scenario: str, seeds: range, plan: str, without: tuple[str, ...], trace: Path
+) -> Generator[Verdict, None, None]:
     """Live through the seeds here, one after another, and write down every event."""
     from trenza.app.scenario import load_scenario
     from trenza.lab.campaign import judged
@@ -109,7 +134,7 @@ def _traced(scenario: str, seeds: range, plan: str, trace: Path) -> Iterator[Ver
     found = load_scenario(scenario)
     with click.open_file(str(trace), "w", encoding="utf-8") as file:
         for seed in seeds:
-            verdict, outcome = judged(found, seed, plan)
+            verdict, outcome = judged(found, seed, plan, without)
             if outcome is not None:
                 _write(file, seed, outcome.history.trace())
             yield verdict
@@ -121,13 +146,14 @@ def _write(file: IO[Any], seed: int, lines: Iterator[str]) -> None:
     file.flush()
 
 
-def _tell(verdict: Verdict, scenario: str, plan: str) -> None:
+def _tell(verdict: Verdict, scenario: str, plan: str, without: tuple[str, ...]) -> None:
     """Say what is wrong with a seed, if anything is."""
     if not verdict.violations and not verdict.harness:
         return
     again = f"trenza lab run {shlex.quote(scenario)} --seeds {verdict.seed}-{verdict.seed}"
     if plan != _PLANS[0]:
         again += f" --plan {plan}"
+    again += "".join(f" --without {shlex.quote(kind)}" for kind in without)
     lines = [f"seed {verdict.seed} breaks {len(verdict.violations)} rules:" if verdict.violations else ""]
     lines += [f"  {sentence}" for sentence in verdict.violations[:_SENTENCES]]
     if len(verdict.violations) > _SENTENCES:

@@ -11,7 +11,7 @@ import multiprocessing
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ from trenza.lab.plan import FAULTS, PLANS
 from trenza.lab.rules import Balance, balance
 from trenza.lab.story import Outcome, Story
 
-_CHUNK: Final = 8
+_CHUNK: Final = 2
 """Seeds that a process takes at once."""
 
 
@@ -95,20 +95,20 @@ class Tally:
         }
 
 
-def lived(scenario: Scenario, seed: int, plan: str) -> Outcome:
-    """Live through one seed."""
+def lived(scenario: Scenario, seed: int, plan: str, without: Sequence[str] = ()) -> Outcome:
+    """Live through one seed, under a plan of that name without some kinds of trouble."""
 
     async def story() -> Outcome:
-        return await Story(scenario, seed=seed, plan=PLANS[plan]).run()
+        return await Story(scenario, seed=seed, plan=PLANS[plan].without(without)).run()
 
     return run(story())
 
 
-def judged(scenario: Scenario, seed: int, plan: str) -> tuple[Verdict, Outcome | None]:
+def judged(scenario: Scenario, seed: int, plan: str, without: Sequence[str] = ()) -> tuple[Verdict, Outcome | None]:
     """Live through one seed; whatever goes wrong in the lab itself is told, not raised."""
     began = time.process_time()
     try:
-        outcome = lived(scenario, seed, plan)
+        outcome = lived(scenario, seed, plan, without)
     except Exception:  # noqa: BLE001 - the harness's own failure is a result too
         cpu = time.process_time() - began
         told = traceback.format_exc()
@@ -128,34 +128,40 @@ def judged(scenario: Scenario, seed: int, plan: str) -> tuple[Verdict, Outcome |
     return verdict, outcome
 
 
-def _chunk(scenario: str, seeds: Sequence[int], plan: str) -> list[Verdict]:
+def _chunk(scenario: str, seeds: Sequence[int], plan: str, without: Sequence[str]) -> list[Verdict]:
     """Run some seeds in a process of their own."""
     logging.disable(logging.WARNING)  # what nodes complain of in trouble is no news here
     found = load_scenario(scenario)
-    return [judged(found, seed, plan)[0] for seed in seeds]
+    return [judged(found, seed, plan, without)[0] for seed in seeds]
 
 
-def campaign(scenario: str, seeds: range, *, plan: str, jobs: int) -> Iterator[Verdict]:
-    """Yield the verdict of every seed, as they come.
+def campaign(
+    scenario: str, seeds: range, *, plan: str, jobs: int, without: Sequence[str] = ()
+) -> Generator[Verdict, None, None]:
+    """Yield the verdict of every seed, as they come; whoever closes this early lets no more of them begin.
 
     Args:
         scenario: a file, or the name of one that comes with Trenza.
         seeds: which.
         plan: a key of lab.plan.PLANS.
         jobs: processes.
+        without: kinds of trouble that do not come.
     """
     chunk = max(1, min(_CHUNK, -(-len(seeds) // jobs)))
     chunks = [seeds[at : at + chunk] for at in range(0, len(seeds), chunk)]
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=min(jobs, len(chunks)), mp_context=context) as pool:
+    pool = ProcessPoolExecutor(max_workers=min(jobs, len(chunks)), mp_context=context)
+    try:
         waiting: dict[Future[list[Verdict]], range] = {
-            pool.submit(_chunk, scenario, some, plan): some for some in chunks
+            pool.submit(_chunk, scenario, some, plan, without): some for some in chunks
         }
         for done in as_completed(waiting):
             try:
                 yield from done.result()
             except BrokenProcessPool:
                 yield from (_untold(seed) for seed in waiting[done])
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _untold(seed: int) -> Verdict:

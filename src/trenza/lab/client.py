@@ -8,11 +8,12 @@ from typing import Any, Final, TypeVar
 from uuid import UUID
 
 from trenza.base.errors import TrenzaError
-from trenza.base.names import NodeId, SaeId
+from trenza.base.names import SaeId
 from trenza.core.delivery import DeliveredKey, IssueRequest
-from trenza.core.keyid import read_key_id
+from trenza.core.keyid import read_key_id, verify_key_id
 from trenza.core.recipe import recipe_of_code
 from trenza.kms.node import Node
+from trenza.kms.slots import Pair
 from trenza.lab.history import Delivered, Issued, Place, Refused
 from trenza.lab.machine import Machine
 from trenza.lab.world import World
@@ -49,7 +50,7 @@ class Client:
         targets = (request.target, *request.additional_targets)
         for key in keys:
             digest = history.digest(key.key)
-            place = place_of(node, key, self._world.homes[request.target], issued_here=True)
+            place = place_of(node, key, caller, request.target)
             history.add(Issued(asked, key.key_id, caller, targets, key.facts.recipe, digest, place))
         return keys
 
@@ -66,7 +67,7 @@ class Client:
         history = self._world.history
         for key in keys:
             now, digest = self._world.clock.elapsed(), history.digest(key.key)
-            place = place_of(node, key, self._world.homes[initiator], issued_here=False)
+            place = place_of(node, key, initiator, caller)
             history.add(Delivered(now, key.key_id, initiator, caller, digest, place))
         return keys
 
@@ -95,18 +96,22 @@ class Client:
         return None
 
 
-def place_of(node: Node, key: DeliveredKey, peer: NodeId, *, issued_here: bool) -> Place | None:
+def place_of(node: Node, key: DeliveredKey, initiator: SaeId, target: SaeId) -> Place | None:
     """Return which slots a key that `node` has just issued or delivered is made of; None for one that was drawn.
 
-    Read from the key's ID under the keys that the two nodes have for it, and believed if it tells of such a key.
+    Read from the key's ID under the keys that the two nodes have for it, where one of these has sealed it.
     """
-    for keys in node.id_keys.all_of(peer):
-        try:
-            address = read_key_id(key.key_id, keys.mine if issued_here else keys.theirs)
-            recipe = recipe_of_code(address.recipe)
-        except (ValueError, KeyError, TrenzaError):
-            continue  # another session's
-        if recipe.name == key.facts.recipe and address.size == 8 * len(key.key):
-            issuer, holder = (node.ctx.name, peer) if issued_here else (peer, node.ctx.name)
-            return Place(issuer, holder, address.window, address.slot, recipe.slots_for(address.size))
+    ctx = node.ctx
+    for book in (ctx.book, *ctx.former_books):
+        policy = book.policy_between(initiator, target)
+        if policy is None:
+            continue
+        pair = Pair(book.sae_by_name[initiator], book.sae_by_name[target], policy)
+        issuer, holder = pair.initiator.node, pair.target.node
+        for keys in node.id_keys.all_of(holder if issuer == ctx.name else issuer):
+            side = keys.mine if issuer == ctx.name else keys.theirs
+            address = read_key_id(key.key_id, side)
+            if verify_key_id(key.key_id, address, side, binding=pair.binding):
+                count = recipe_of_code(address.recipe).slots_for(address.size)
+                return Place(issuer, holder, address.window, address.slot, count)
     return None

@@ -138,6 +138,7 @@ class Stored:
     node: NodeId
     block: bytes
     units: int
+    reserve: bool
     device_keys: tuple[bytes, ...] = field(repr=False)
 
 
@@ -271,7 +272,7 @@ class History:
                 handed.setdefault(peer, []).append(slot)
             case Table.LINK_BLOCK:
                 block = msgspec.msgpack.decode(row.value, type=BlockRow)
-                self.add(Stored(time, node, row.key, block.units, block.key_ids))
+                self.add(Stored(time, node, row.key, block.units, block.reserve, block.key_ids))
             case Table.LINK_USED:
                 used = msgspec.msgpack.decode(row.value, type=UsedRow).used
                 self.add(Used(time, node, row.key, int.from_bytes(used, "little")))

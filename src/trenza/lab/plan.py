@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final
 
@@ -55,6 +55,10 @@ FAULTS: Final = (
 """Every kind of fault, as counted when it takes effect."""
 
 
+AVOIDABLE: Final = (*TROUBLES, "message lost", "message repeated", "message late")
+"""The kinds that a story can do without; the others come of these, or are how networks and clocks are."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """How long a story is and how bad it gets."""
@@ -73,6 +77,17 @@ class Plan:
         )
     )
     """How often each kind is begun in a story, on average: a whole number of times, and once more or not."""
+
+    def without(self, kinds: Collection[str]) -> Plan:
+        """Return the plan without some kinds of trouble, so that it can be seen which of them a find needs."""
+        weather = replace(
+            self.weather,
+            lose=0.0 if "message lost" in kinds else self.weather.lose,
+            repeat=0.0 if "message repeated" in kinds else self.weather.repeat,
+            late=0.0 if "message late" in kinds else self.weather.late,
+        )
+        troubles = {kind: times for kind, times in self.troubles.items() if kind not in kinds}
+        return replace(self, weather=weather, troubles=MappingProxyType(troubles))
 
 
 CALM: Final = Plan(seconds=20.0, weather=Weather(), skew=0.0, drift=0.0, troubles=MappingProxyType({}))

@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from trenza.base.names import NodeId, SaeId
+from trenza.base.units import Bits
+from trenza.core.recipe import recipe_named
 from trenza.lab.history import (
     Delivered,
+    Doubted,
     Ended,
     Filled,
     Forgot,
@@ -21,6 +24,8 @@ from trenza.lab.history import (
     Handed,
     History,
     Issued,
+    Place,
+    Recorded,
     Refused,
     Reserved,
     Sent,
@@ -52,6 +57,7 @@ def broken(history: History, *, homes: dict[SaeId, NodeId], lease: float) -> lis
         *units_are_given_up_first(history),
         *device_keys_are_used_once(history),
         *what_was_issued_can_be_fetched(history, homes=homes, lease=lease),
+        *what_left_is_in_the_ledger(history),
     ]
 
 
@@ -81,20 +87,21 @@ def deliveries_are_marked_first(history: History) -> Iterator[str]:
 
 
 def slots_are_granted_once(history: History) -> Iterator[str]:
-    """The windows that a node has granted of a segment never overlap, and its peer uses them as they were granted."""
-    given: dict[tuple[NodeId, bytes], dict[tuple[NodeId, int], range]] = defaultdict(dict)
+    """The windows granted of a segment, at either end, never overlap, and are used as they were granted."""
+    given: dict[bytes, dict[tuple[NodeId, NodeId, int], range]] = defaultdict(dict)
     starts: dict[tuple[NodeId, NodeId, int], set[tuple[bytes, int]]] = defaultdict(set)
     for event in history.events:
         match event:
             case Granted(node=node, peer=peer, window=window, segment=segment, first=first, count=count):
-                for other, slots in given[node, segment].items():
-                    if other != (peer, window) and max(first, slots.start) < min(first + count, slots.stop):
-                        yield f"{node} granted slots of segment {segment.hex()} twice"
-                given[node, segment][peer, window] = range(first, first + count)
+                for other, slots in given[segment].items():
+                    if other != (node, peer, window) and max(first, slots.start) < min(first + count, slots.stop):
+                        both = "" if other[0] == node else f", the first time by {other[0]}"
+                        yield f"{node} granted slots of segment {segment.hex()} twice{both}"
+                given[segment][node, peer, window] = range(first, first + count)
                 starts[node, peer, window].add((segment, first))
             case Ended(node=node, peer=peer, window=window):
-                for windows in (given[node, segment] for segment, _ in starts[node, peer, window]):
-                    windows.pop((peer, window), None)
+                for windows in (given[segment] for segment, _ in starts[node, peer, window]):
+                    windows.pop((node, peer, window), None)
             case Reserved(node=node, peer=peer, window=window):
                 if (event.segment, event.first) not in starts[peer, node, window]:
                     yield f"{node} uses a window {window} that {peer} has not granted like that"
@@ -120,23 +127,30 @@ def slots_come_from_segments(history: History) -> Iterator[str]:
 
 
 def units_are_given_up_first(history: History) -> Iterator[str]:
-    """A relay message left only when the use of every unit it names was durable at its sender, who had the block."""
+    """A relay message left only when the use of every unit it names was durable at its sender, who had the block.
+
+    Traffic goes under blocks of traffic, and is authenticated under blocks of the reserve.
+    """
     used: dict[tuple[NodeId, bytes], int] = defaultdict(int)
-    sizes: dict[tuple[NodeId, bytes], int] = {}
+    blocks: dict[tuple[NodeId, bytes], Stored] = {}
     seen: set[bytes] = set()
     for event in history.events:
         match event:
-            case Stored(node=node, block=block, units=units):
-                sizes[node, block] = units
+            case Stored(node=node, block=block):
+                blocks[node, block] = event
             case Used(node=node, block=block, used=bits):
                 used[node, block] |= bits
             case Sent(sender=sender, message=message) if (said := canonical(message)) not in seen:
                 seen.add(said)
-                for block, unit in units_of((*message.pads, message.key)):
-                    if unit >= sizes.get((sender, block), 0):
-                        yield f"{sender} sent under unit {unit} of block {block.hex()}, which it does not hold"
-                    elif not used[sender, block] >> unit & 1:
-                        yield f"{sender} sent under unit {unit} of block {block.hex()} before its use was durable"
+                for named, reserve in (*((pad, False) for pad in message.pads), (message.key, True)):
+                    stored = blocks.get((sender, named.block))
+                    if stored is None or named.first + named.count > stored.units:
+                        yield f"{sender} sent under units of block {named.block.hex()} that it does not hold"
+                    elif stored.reserve is not reserve:
+                        yield f"{sender} sent under block {named.block.hex()}, which is for another purpose"
+                    for block, unit in units_of([named]):
+                        if not used[sender, block] >> unit & 1:
+                            yield f"{sender} sent under unit {unit} of block {block.hex()} before its use was durable"
             case _:
                 pass
 
@@ -179,6 +193,37 @@ def what_was_issued_can_be_fetched(history: History, *, homes: dict[SaeId, NodeI
                     asked.update(names)
             case _:
                 pass
+
+
+def what_left_is_in_the_ledger(history: History) -> Iterator[str]:
+    """Every slot of a key that left a node is in its ledger in the end: in the key's record, or as doubtful.
+
+    Excused is what left a node before it lost its memory.
+    """
+    left: dict[NodeId, list[tuple[UUID, str, NodeId, Place]]] = defaultdict(list)
+    told: dict[tuple[NodeId, str, NodeId, int], set[int]] = defaultdict(set)
+    for event in history.events:
+        match event:
+            case Issued(place=place) if place is not None:
+                left[place.issuer].append((event.key_id, "issued", place.peer, place))
+            case Delivered(place=place) if place is not None:
+                left[place.peer].append((event.key_id, "delivered", place.issuer, place))
+            case Recorded(node=node, kind=deed, record=record):
+                each = recipe_named(record.recipe).slots_for(Bits(record.size))
+                told[node, deed, NodeId(record.peer), record.window].update(
+                    slot for first in record.slots for slot in range(first, first + each)
+                )
+            case Doubted(node=node, record=doubtful):
+                told[node, doubtful.deed, NodeId(doubtful.peer), doubtful.window] |= doubtful.slots
+            case Forgot(node=node):
+                left[node].clear()
+            case _:
+                pass
+    for node, keys in left.items():
+        for key_id, deed, peer, place in keys:
+            slots = range(place.first, place.first + place.count)
+            if not told[node, deed, peer, place.window].issuperset(slots):
+                yield f"key {key_id} was {deed} by {node} and is not in its ledger"
 
 
 # --- where everything went

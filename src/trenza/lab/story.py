@@ -31,6 +31,9 @@ from trenza.lab.world import World
 RECOVERY: Final = 60.0
 """Seconds after the healing within which every pair must issue and fetch again, in both directions."""
 
+_WRITTEN: Final = 1.0
+"""Seconds after which what is written behind must be in every ledger, while all is well."""
+
 _BATCH: Final = 5
 """Keys fetched together at most."""
 
@@ -89,6 +92,7 @@ class Story:
         lame = await self._recovered()
         self.troubles.note_recovered()
         await self._fetch_the_rest()
+        await asyncio.sleep(_WRITTEN)
         counters = self._counters()
         await world.stop_all()
         return Outcome(world.history, [*lame, *self._judged()], counters, world.fired, world.clock.elapsed())

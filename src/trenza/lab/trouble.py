@@ -79,6 +79,10 @@ class Troubles:
         self._world.fired[kind] += 1
         self._note(f"{kind}: {where}")
 
+    def _comes(self, kind: str) -> bool:
+        """Tell whether the plan has trouble of that kind, so that it may come with another."""
+        return self._plan.troubles.get(kind, 0.0) > 0.0
+
     def _living(self, chance: random.Random) -> Machine | None:
         living = [one for one in self._world.machines.values() if one.node is not None and one.name not in self._busy]
         return chance.choice(sorted(living, key=lambda one: one.name)) if living else None
@@ -253,6 +257,8 @@ class Troubles:
             self._world.lose_anchor(name)
         self._forget(name)
         await asyncio.sleep(chance.choice(_RESTARTS))
+        if self._comes("death at a commit") and chance.random() < 0.5:  # while it drops what it held
+            machine.death = DeathAt(machine.commits + chance.randint(1, 12), chance.choice(("before", "after")))
         await self._start(name)
         self._forget(name)
         self._busy.discard(name)
@@ -261,7 +267,11 @@ class Troubles:
         await self._restore(kind, chance, anchor_lost=True)
 
     async def _clone(self, kind: str, chance: random.Random) -> None:
-        """Two machines run on one node's memory; now the one is heard, now the other."""
+        """Two machines run on one node's memory; now the one is heard, now the other.
+
+        A clone that has the anchor too is heard until the others have met it: where the original goes on for a while
+        before that, nobody can tell (docs/adr/0005-windows-and-lives.md, "What is not found").
+        """
         machine = self._living(chance)
         if machine is None:
             return
@@ -269,19 +279,29 @@ class Troubles:
         self._busy.add(name)
         self._fire(kind, name)
         self._forget(name, goes_on=True)  # whichever learns of the other drops all it has
-        clone = await self._world.start_clone(name, anchor_too=chance.random() < 0.5)
-        for turn in range(chance.randint(1, 3)):
+        is_whole = chance.random() < 0.5
+        clone = await self._world.start_clone(name, anchor_too=is_whole)
+        for turn in range(1 if is_whole else chance.randint(1, 3)):
             heard = (clone, machine)[turn % 2]
             if heard.node is not None:
                 self._world.attach(heard)
-            for _ in range(4):
+            for _ in range(12 if is_whole else 4):
                 await asyncio.sleep(chance.uniform(0.3, 1.5))
                 if clone.node is not None:
                     await self._use(clone, chance)
+        if self._comes("kill") and chance.random() < 0.5:
+            await self._start_anew(machine)
+            await asyncio.sleep(chance.uniform(0.5, 3.0))
         self._note(f"{clone.place} ends")
         await self._world.stop_clone(clone)
         self._busy.discard(name)
         self._cloned.add(name)
+
+    async def _start_anew(self, machine: Machine) -> None:
+        """Kill an original that was copied, and start it: it counts its lives as the clone does."""
+        self._fire("kill", machine.place)
+        await self._world.crash(machine.name)
+        await self._start(machine.name)
 
     async def _use(self, machine: Machine, chance: random.Random) -> None:
         """Let an application of a node ask this machine for a key."""
