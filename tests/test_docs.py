@@ -139,6 +139,7 @@ def test_every_key_of_a_configuration_is_described():
     parts = (
         config.NodeConfig,
         config.TokenConfig,
+        config.DatabaseConfig,
         config.ApplicationListener,
         config.DoorLimits,
         config.LinkConfig,
@@ -147,11 +148,12 @@ def test_every_key_of_a_configuration_is_described():
         config.DevicePairConfig,
         config.DeviceEndConfig,
     )
-    tables = {"application", "peers", "management", "devices", "links", "preshared", "settings", "pairs", "limits", "token"}
+    tables = {"application", "peers", "management", "devices", "links", "preshared", "settings", "pairs", "limits"}
+    tables |= {"token", "database"}
     for part in parts:
         assert {field.encode_name for field in msgspec.structs.fields(part)} - tables <= described, part
     assert {
-        f"[{name}]" for name in ("application", "peers", "management", "devices", "settings", "token")
+        f"[{name}]" for name in ("application", "peers", "management", "devices", "settings", "token", "database")
     } <= described
     assert {f"[[{name}]]" for name in ("links", "preshared", "pairs")} <= described
 

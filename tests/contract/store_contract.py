@@ -23,6 +23,7 @@ from trenza.kms.ports import (
     ChainHead,
     Delete,
     DeletePrefix,
+    Exists,
     Expect,
     Insert,
     LedgerEntry,
@@ -132,6 +133,24 @@ async def a_row_that_is_as_expected_is_changed_and_otherwise_nothing_is(make_sto
     await store.commit([DeletePrefix(WINDOW, b"w"), Expect(WINDOW, b"w", None), Put(WINDOW, b"ww", b"6")])
     await store.commit([Put(WINDOW, b"ww", b"7"), Expect(WINDOW, b"ww", b"7")])
     assert await store.scan(WINDOW) == [(b"ww", b"7")]
+    await store.close()
+
+
+async def a_row_that_must_exist_is_there_whatever_its_value_or_nothing_is_written(make_store: MakeStore) -> None:
+    store = await opened(make_store)
+    await store.commit([Put(WINDOW, b"w", b"1")])
+    await store.commit([Exists(WINDOW, b"w"), Insert(SEGMENT, b"s1")])
+    await store.commit([Put(WINDOW, b"w", b"2"), Insert(WINDOW, b"v"), Exists(WINDOW, b"v"), Exists(WINDOW, b"w")])
+    for changes in (
+        [Insert(SEGMENT, b"s2"), Exists(WINDOW, b"x")],
+        [Insert(SEGMENT, b"s2"), Exists(SEGMENT, b"w")],
+        [Delete(WINDOW, b"w"), Exists(WINDOW, b"w")],
+        [DeletePrefix(WINDOW, b"w"), Insert(SEGMENT, b"s2"), Exists(WINDOW, b"w")],
+    ):
+        with pytest.raises(ConflictError):
+            await store.commit(changes)
+    assert await store.scan(WINDOW) == [(b"v", b""), (b"w", b"2")]
+    assert await store.scan(SEGMENT) == [(b"s1", b"")]
     await store.close()
 
 
@@ -405,6 +424,7 @@ CLAUSES: tuple[Clause, ...] = (
     rows_are_deleted_by_prefix,
     a_conflict_writes_nothing_of_its_commit,
     a_row_that_is_as_expected_is_changed_and_otherwise_nothing_is,
+    a_row_that_must_exist_is_there_whatever_its_value_or_nothing_is_written,
     of_all_who_expect_the_same_row_one_wins,
     changes_of_one_commit_apply_in_their_order,
     a_conflict_touches_no_other_commit,

@@ -71,7 +71,7 @@ class World:
         statistics = TlsStatistics()
         statistics.completed["X25519MLKEM768"] += 2
         self._door = ManagementDoor(
-            self.node,
+            lambda: self.node,
             version="9.9",
             tls=lambda: {"peers": statistics},
             messages=lambda: {BOB: [MessageCounters(1, 2), MessageCounters(3, 4)]},

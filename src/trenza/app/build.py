@@ -15,42 +15,39 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
-from trenza.adapters.agreement import X448MlKem1024
-from trenza.adapters.anchor import PERSISTENT, FileAnchor
-from trenza.adapters.archive import ArchiveDirectory
-from trenza.adapters.identity import CertificateVerifier, MlDsaSigner
-from trenza.adapters.keyring import KEYRING_NAME, KeyringSealer
-from trenza.adapters.peers import PeerAddress, PeerConnections
-from trenza.adapters.sqlite import LOCK_NAME, SqliteStore
+from trenza.adapters.identity import MlDsaSigner
+from trenza.adapters.peers import PeerAddress
 from trenza.app.certificates import Certificates
 from trenza.app.config import NodeConfig, host_and_port, load_node_config
-from trenza.app.keeping import GroupAnchor, handles_in_use, place_of
-from trenza.app.links import LinkClients
-from trenza.app.node_key import open_node_key
-from trenza.app.pki import load_officer_public_key
+from trenza.app.instances import Instance
+from trenza.app.leading import GRACE_S, Leading, Surroundings, signed_book
+from trenza.app.memory import Database, open_on_disk
 from trenza.base.clock import Clock, SystemClock
 from trenza.base.entropy import Entropy, SystemEntropy
-from trenza.base.errors import InvalidDocumentError, StaleError
+from trenza.base.errors import InvalidDocumentError, StaleError, UnavailableError
 from trenza.base.names import NodeId, SaeId
-from trenza.base.secret import Secret
-from trenza.core.policy import SignedBook
-from trenza.kms.context import Context
 from trenza.kms.node import Node
 from trenza.net.gate import Gate
 from trenza.net.http_server import HttpServer
-from trenza.net.rpc import RpcServer
 from trenza.net.rpc_frames import MessageCounters
 from trenza.net.tls import TlsStatistics
 from trenza.serve.etsi014 import application_door
 from trenza.serve.identity import Callers
 from trenza.serve.management import ManagementDoor
-from trenza.serve.peer import PeerDoor
 
-_GRACE_S: Final = 5.0
 _REQUEST_BYTES: Final = 65_536  # what an application may send: a thousand key IDs
 _BOOK_BYTES: Final = 16 * 1024 * 1024  # what an operator may: the policy book of a large network
-_PRESHARED_BYTES: Final = range(32, 65)
-_FIXED: Final = ("name", "data_directory", "node_key", "token", "anchor", "officer", "preshared", "archive_directory")
+_FIXED: Final = (
+    "name",
+    "data_directory",
+    "node_key",
+    "token",
+    "database",
+    "anchor",
+    "officer",
+    "preshared",
+    "archive_directory",
+)
 _DOORS: Final = ("application", "peers", "management")
 _LOG = logging.getLogger(__name__)
 
@@ -65,16 +62,27 @@ class RunningNode:
         self._opened = AsyncExitStack()
         self._running = AsyncExitStack()
         self._life: asyncio.Task[None] | None = None
-        self.node: Node
-        self._links: LinkClients
-        self._peers: PeerConnections
-        self._peer_server: RpcServer
+        self._leading: Leading | None = None
+        self._instance: Instance | None = None  # of a node whose memory others share; then that says who leads
         self._application: HttpServer
         self._management: HttpServer
 
     @property
     def name(self) -> NodeId:
         return self.config.name
+
+    @property
+    def leading(self) -> Leading | None:
+        """What this process has while it leads its node, as it always does where the node is one process."""
+        return self._leading if self._instance is None else self._instance.leading
+
+    @property
+    def node(self) -> Node:
+        """The stories that answer now."""
+        if self._instance is not None:
+            return self._instance.node
+        assert self._leading is not None, "open comes first"
+        return self._leading.node
 
     # --- opening
 
@@ -88,51 +96,15 @@ class RunningNode:
 
     async def _open(self, clock: Clock, entropy: Entropy) -> None:
         config, stack = self.config, self._opened
-        anchor = FileAnchor(config.anchor, boot_id=PERSISTENT)
-        stack.callback(anchor.close)
-        kept = GroupAnchor(anchor)
-        node_key = open_node_key(config, entropy)
-        stack.callback(node_key.close)
-        store = SqliteStore.open(config.data_directory, on_group=kept.committed)
-        stack.push_async_callback(store.close)
-        sealer = KeyringSealer.open(config.data_directory / KEYRING_NAME, node_key=node_key, entropy=entropy)
-        stack.push_async_callback(sealer.close)
-        leaked = await sealer.retain(await handles_in_use(store))
-        verifier = CertificateVerifier(self._uri_of, is_revoked=self.is_revoked)
-        self._links = LinkClients(self._certificates, is_revoked=self.is_revoked)
-        stack.push_async_callback(self._links.aclose)
-        self._peers = PeerConnections(
-            self._certificates.to_peers, self._address_of, saw=verifier.saw, is_revoked=self.is_revoked
-        )
-        stack.push_async_callback(self._peers.aclose)
-        ctx = Context(
-            name=config.name,
-            store=store,
-            sealer=sealer,
-            peers=self._peers,
-            clock=clock,
-            entropy=entropy,
-            signer=MlDsaSigner.load(config.peers.private_key),
-            verifier=verifier,
-            agreement=X448MlKem1024(),
-            settings=config.kms_settings(),
-            officer=load_officer_public_key(config.officer).public_bytes_raw(),
-            links=self._links.ends(config),
-            preshared=_preshared(config),
-            archive=None if config.archive_directory is None else ArchiveDirectory(config.archive_directory),
-            place=place_of(config.data_directory, config.data_directory / LOCK_NAME),
-        )
-        ctx.counters["sealed_boxes_leaked"] += leaked
-        self.node = Node(ctx, anchor=kept)
-        await self.node.start(_signed_book(config.book))
-        self._peer_server = RpcServer(
-            PeerDoor(self.node.handle, lambda: ctx.book, saw=verifier.saw, is_revoked=self.is_revoked),
-            self._certificates.peers,
-            gate=Gate(config.peers.limits.gate),
-            is_revoked=self.is_revoked,
-        )
-        await self._peer_server.start(*config.peers.host_and_port)
-        stack.push_async_callback(self._peer_server.stop, _GRACE_S)
+        around = Surroundings(self._certificates, clock, entropy, self.is_revoked, self._uri_of, self._address_of)
+        if config.database is None:
+            self._leading = leading = Leading(config, around)
+            await leading.open(await open_on_disk(config, entropy, stack))
+            stack.push_async_callback(leading.close)
+            return
+        self._instance = Instance(config, around, await Database.open(config, clock, entropy, stack))
+        await self._instance.open()
+        stack.push_async_callback(self._instance.close)
 
     # --- running
 
@@ -145,11 +117,16 @@ class RunningNode:
             raise
 
     async def _start(self) -> None:
-        node, stack = self.node, self._running
-        self._life = asyncio.get_running_loop().create_task(node.run(), name=f"node {self.name}")
-        stack.push_async_callback(self._end_life)
+        stack = self._running
+        if self._instance is not None:
+            self._life = self._instance.start()
+            stack.push_async_callback(self._instance.end)
+        else:
+            assert self._leading is not None
+            self._life = self._leading.start()
+            stack.push_async_callback(self._leading.end_life)
         management = ManagementDoor(
-            node,
+            lambda: self.node,
             version=version("trenza"),
             tls=self.tls_statistics,
             messages=self.message_counters,
@@ -165,8 +142,9 @@ class RunningNode:
             is_revoked=self.is_revoked,
         )
         await self._management.start(*self.config.management.host_and_port)
-        stack.push_async_callback(self._management.stop, _GRACE_S)
-        door = application_door(node.delivery, Callers(self._sae_of, is_revoked=self.is_revoked))
+        stack.push_async_callback(self._management.stop, GRACE_S)
+        delivery = self.node.delivery if self._instance is None else self._instance.front
+        door = application_door(delivery, Callers(self._sae_of, is_revoked=self.is_revoked))
         self._application = HttpServer(
             door,
             self._certificates.application,
@@ -176,7 +154,7 @@ class RunningNode:
             is_revoked=self.is_revoked,
         )
         await self._application.start(*self.config.application.host_and_port)
-        stack.push_async_callback(self._application.stop, _GRACE_S)
+        stack.push_async_callback(self._application.stop, GRACE_S)
 
     async def serve_forever(self) -> None:
         """Return when the node was stopped; raise what ended it otherwise."""
@@ -193,13 +171,6 @@ class RunningNode:
         """Raise what ended the stories, if something did."""
         if self._life is not None and self._life.done() and not self._life.cancelled():
             self._life.result()
-
-    async def _end_life(self) -> None:
-        assert self._life is not None
-        self._life.cancel()
-        await asyncio.wait([self._life])
-        if not self._life.cancelled() and (error := self._life.exception()) is not None:
-            _LOG.error("node %s had failed", self.name, exc_info=error)
 
     async def leave(self) -> None:
         """Let nobody in any more, end the stories, and tell the peers."""
@@ -228,6 +199,11 @@ class RunningNode:
             raise InvalidDocumentError(f"node {self.name}", ("it was not started from a file",))
         new, old = load_node_config(self._source), self.config
         _refuse_restart(old, new)
+        leading = self.leading
+        if leading is None:
+            raise UnavailableError(
+                "this instance of the node does not lead; it follows the file when it is restarted"
+            )
         signer = MlDsaSigner.load(new.peers.private_key)
         self._certificates.reload(new)
         self._follow_limits(new)
@@ -235,16 +211,16 @@ class RunningNode:
         ctx.signer, ctx.settings, self.config = signer, new.kms_settings(), new
         self.node.sessions.sign_life()
         changed = ["certificates loaded"]
-        self._peers.reconnect()
-        self._peer_server.renew()
-        links = await self._links.follow(new, ctx.links)
+        leading.peers.reconnect()
+        leading.server.renew()
+        links = await leading.links.follow(new, ctx.links)
         if links:
             self.node.reload_links()
         if new.settings != old.settings:
             changed.append("settings")
         changed += links
         try:
-            signed = _signed_book(new.book)
+            signed = signed_book(new.book)
             if signed is not None:
                 changed.append(f"policy book version {await self.node.install_book(signed)}")
         except StaleError:
@@ -257,27 +233,31 @@ class RunningNode:
         self._application.limits = application.http(max_body_bytes=_REQUEST_BYTES)
         self._management.limits = management.http(max_body_bytes=_BOOK_BYTES)
         self._application.gate.limits, self._management.gate.limits = application.gate, management.gate
-        self._peer_server.gate.limits = config.peers.limits.gate
+        if self.leading is not None:
+            self.leading.server.gate.limits = config.peers.limits.gate
 
     # --- what can be seen
 
     def tls_statistics(self) -> dict[str, TlsStatistics]:
         """Return what happened at each listener, and at all connections to peers and to devices."""
-        return {
-            "application": self._application.statistics,
-            "management": self._management.statistics,
-            "peers": self._peer_server.statistics,
-            "to peers": _summed(self._peers.statistics.values()),
-            "to devices": _summed(self._links.statistics()),
+        doors = {"application": self._application.statistics, "management": self._management.statistics}
+        if (leading := self.leading) is None:
+            return doors
+        return doors | {
+            "peers": leading.server.statistics,
+            "to peers": _summed(leading.peers.statistics.values()),
+            "to devices": _summed(leading.links.statistics()),
         }
 
     def message_counters(self) -> dict[NodeId, list[MessageCounters]]:
         """Return the frames exchanged with each node, over connections of either's making."""
         found: dict[NodeId, list[MessageCounters]] = {}
-        for peer, counters in self._peers.counters.items():
+        if (leading := self.leading) is None:
+            return found
+        for peer, counters in leading.peers.counters.items():
             found.setdefault(peer, []).append(counters)
         nodes = self.node.ctx.book.node_by_uri if self.node.ctx.has_book else {}
-        for uri, counters in self._peer_server.counters.items():
+        for uri, counters in leading.server.counters.items():
             if uri in nodes:
                 found.setdefault(nodes[uri].name, []).append(counters)
         return dict(sorted(found.items()))
@@ -327,31 +307,6 @@ async def build_node(
     running = RunningNode(config, source)
     await running.open(clock or SystemClock(), entropy or SystemEntropy())
     return running
-
-
-def _signed_book(path: Path | None) -> SignedBook | None:
-    return None if path is None else SignedBook.decode(path.read_bytes())
-
-
-def _preshared(config: NodeConfig) -> dict[NodeId, Secret]:
-    return {one.node: _preshared_secret(one.file) for one in config.preshared}
-
-
-def _preshared_secret(file: Path) -> Secret:
-    with file.open("rb", buffering=0) as opened:
-        buffer = bytearray(_PRESHARED_BYTES.stop)
-        length = opened.readinto(buffer)
-    mistakes = []
-    if file.stat().st_mode & 0o077:
-        mistakes.append("others than its owner may read it: chmod 600")
-    if length not in _PRESHARED_BYTES:
-        mistakes.append(f"it does not hold {_PRESHARED_BYTES.start} to {_PRESHARED_BYTES.stop - 1} bytes")
-    if mistakes:
-        buffer[:] = bytes(len(buffer))
-        raise InvalidDocumentError(f"the preshared secret {file}", tuple(mistakes))
-    secret = Secret(buffer[:length])
-    buffer[:] = bytes(len(buffer))
-    return secret
 
 
 def _refuse_restart(old: NodeConfig, new: NodeConfig) -> None:

@@ -126,11 +126,19 @@ class TokenConfig(msgspec.Struct, frozen=True):
         return TokenKeyUri.parse(self.key)
 
 
+class DatabaseConfig(msgspec.Struct, frozen=True):
+    """The PostgreSQL schema that is a node's memory where several instances of the node share it."""
+
+    address: Path  # a file that says where the database is: one line, readable by its owner only
+    schema: str = ""  # of this node alone; empty: the node's name
+    instance: str = ""  # by which operators know this process; empty: the machine's name
+
+
 class NodeConfig(msgspec.Struct, frozen=True):
     """All that `trenza node` is told."""
 
     name: NodeId
-    data_directory: Path
+    data_directory: Path  # nothing is kept there where there is a database
     anchor: Path  # outside the data directory, on this machine's own disk; never part of a backup
     officer: Path  # the key officer's public key, PEM
     application: ApplicationListener
@@ -138,6 +146,7 @@ class NodeConfig(msgspec.Struct, frozen=True):
     management: Listener
     node_key: Path | None = None  # wraps the keys at rest; on another medium than the data, best
     token: TokenConfig | None = None  # or a token has that key
+    database: DatabaseConfig | None = None  # the memory is there, and other instances may share it
     archive_directory: Path | None = None  # where old ledger entries go before they are pruned
     book: Path | None = None  # the first signed policy book; later ones also come from peers and operators
     devices: Identity | None = None  # what this node shows its QKD devices
@@ -276,6 +285,8 @@ def _mistakes_of_node(config: NodeConfig) -> Iterator[Mistake]:
     if archives is not None and archives.resolve().is_relative_to(config.data_directory.resolve()):
         yield ("archive_directory",), "archive_directory: inside data_directory it would be lost together with it"
     yield from _node_key_mistakes(config)
+    if config.database is not None:
+        yield from _missing_files(config.database, ("address",), ("database",))
     if config.devices is not None:
         yield from _missing_files(config.devices, ("certificate", "private_key", "trust"), ("devices",))
     elif config.links:

@@ -9,10 +9,9 @@ from typing import Final
 
 import msgspec
 
-from trenza.adapters.anchor import FileAnchor
 from trenza.kms import rows
 from trenza.kms.pads import BlockRow
-from trenza.kms.ports import Store, Table
+from trenza.kms.ports import Anchor, Store, Table
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
@@ -42,7 +41,7 @@ class GroupAnchor:
     is, nothing is remembered: an anchor that is behind forgets at most what was not acknowledged yet.
     """
 
-    def __init__(self, anchor: FileAnchor) -> None:
+    def __init__(self, anchor: Anchor) -> None:
         self._anchor = anchor
         self._identity: bytes | None = None
         self._counter = 0

@@ -2,7 +2,8 @@
 (decision 8).
 
 The *issuer* takes slots from windows it was granted in this incarnation, in order, never going back, and only from a
-*sub-range* that was reserved before: given up durably, so that taking needs no commit (docs/adr/0018). The *holder*
+*sub-range* that was reserved before: given up durably, so that taking needs no commit (docs/adr/0018). Several
+instances of one node may reserve sub-ranges of one window in turn; each takes from its own. The *holder*
 remembers what it granted, what it has delivered and what was declared void. Both are pure bookkeeping; the stories
 make every step durable before a byte leaves.
 """
@@ -27,6 +28,8 @@ class IssuerWindow:
     next: int
     reserved: int = 0  # slots below this one are given up durably; those from `next` on are in hand
     void: list[int] = field(default_factory=list)  # taken slots that must never be delivered
+    later: list[tuple[int, int]] = field(default_factory=list)  # further sub-ranges in hand, beyond those of others
+    beyond: int = 0  # slots below this one are given up, some by another instance; 0: there is no other
 
     @property
     def end(self) -> int:
@@ -34,17 +37,53 @@ class IssuerWindow:
 
     @property
     def left(self) -> int:
-        """Return the slots not taken, reserved or not."""
-        return self.first + self.count - self.next
+        """Return the slots that this instance may still take, reserved or not."""
+        if not self.beyond:
+            return self.first + self.count - self.next
+        return self.end - self.mark + self.in_hand
+
+    @property
+    def mark(self) -> int:
+        """Return the first slot that is not given up durably, by whichever instance, as far as is known here."""
+        return max(self.next, self.reserved, self.beyond)
 
     @property
     def in_hand(self) -> int:
         """Return the slots that can be taken without a commit."""
-        return max(0, self.reserved - self.next)
+        return max(0, self.reserved - self.next) + sum(stop - start for start, stop in self.later)
 
     @property
     def issued(self) -> int:
-        return self.next - self.first
+        """Return how many slots from the first on may be issued by now; those of others count when reserved."""
+        return (self.mark if self.beyond else self.next) - self.first
+
+    def is_ready(self, slots: int) -> bool:
+        """Tell whether a key of so many slots can be taken at `next`, going on to the next sub-range if need be."""
+        while self.reserved - self.next < slots and self.later:
+            self.next, self.reserved = self.later.pop(0)
+        return self.reserved - self.next >= slots
+
+    def keys_in_hand(self, slots: int) -> int:
+        """Return how many keys of so many slots each can be taken without a commit."""
+        return max(0, self.reserved - self.next) // slots + sum((stop - start) // slots for start, stop in self.later)
+
+    def won(self, start: int, stop: int) -> None:
+        """Take into hand what was given up durably for this instance: slots [start, stop)."""
+        if start <= self.reserved and not self.later:
+            self.reserved = max(self.reserved, stop)
+        elif self.reserved <= self.next and not self.later:
+            self.next, self.reserved = start, stop
+        else:
+            self.later.append((start, stop))
+        if self.beyond:
+            self.beyond = max(self.beyond, stop)
+
+    def give_up_in_hand(self) -> int:
+        """Let go of what is in hand; return how many slots that were."""
+        lost = self.in_hand
+        self.reserved = 0
+        self.later.clear()
+        return lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +118,15 @@ class IssuerPool:
                 raise ValueError("the granted window overlaps one that is held already")
         self._windows[window.number] = window
 
+    def get(self, number: int) -> IssuerWindow | None:
+        """Return the window of that number, if it is held."""
+        return self._windows.get(number)
+
     def remove(self, number: int) -> IssuerWindow | None:
         """Let go of a window: nothing of it is in hand any more, whoever still holds it."""
         window = self._windows.pop(number, None)
         if window is not None:
-            window.reserved = 0
+            window.give_up_in_hand()
         return window
 
     def available(self, *, full: bool, slots: int = 1, accept: Callable[[SegmentFacts], bool] | None = None) -> int:
@@ -111,9 +154,11 @@ class IssuerPool:
         chosen: list[tuple[IssuerWindow, int]] = []
         missing = keys
         for window in self._windows.values():
-            if window.facts.full is not full or window.in_hand < slots or not accept(window.facts):
+            if window.facts.full is not full or not accept(window.facts):
                 continue
-            here = min(missing, window.in_hand // slots)
+            here = min(missing, window.keys_in_hand(slots))
+            if not here:
+                continue
             chosen.append((window, here))
             missing -= here
             if not missing:
@@ -122,8 +167,10 @@ class IssuerPool:
             return []
         takes: list[Take] = []
         for window, here in chosen:
-            takes += [Take(window, window.next + i * slots, slots) for i in range(here)]
-            window.next += here * slots
+            for _ in range(here):
+                window.is_ready(slots)
+                takes.append(Take(window, window.next, slots))
+                window.next += slots
         return takes
 
     def reservable(
@@ -145,6 +192,13 @@ class IssuerPool:
             if wanted <= 0:
                 break
             if window.facts.full is not full or window.left < slots or not accept(window.facts):
+                continue
+            if window.beyond:
+                wanted -= slots * window.keys_in_hand(slots)
+                usable = max(0, min(-(-wanted // slots), (window.end - window.mark) // slots)) * slots
+                if usable:
+                    wanted -= usable
+                    marks.append((window, window.mark + usable))
                 continue
             usable = min(-(-wanted // slots), window.left // slots) * slots
             wanted -= max(usable, window.in_hand // slots * slots)

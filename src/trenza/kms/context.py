@@ -5,6 +5,7 @@ Holds no behaviour beyond looking things up; the stories are in the other files 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -15,7 +16,18 @@ from trenza.base.names import LinkId, NodeId
 from trenza.base.secret import Secret
 from trenza.base.units import Nanoseconds, Seconds
 from trenza.core.policy import Book, SignedBook
-from trenza.kms.ports import Archive, KeyAgreement, LinkDevice, LinkTelemetry, Peers, Sealer, Signer, Store, Verifier
+from trenza.kms.ports import (
+    Archive,
+    KeyAgreement,
+    LinkDevice,
+    LinkTelemetry,
+    Peers,
+    Sealer,
+    SharedStore,
+    Signer,
+    Store,
+    Verifier,
+)
 from trenza.wire.peer import Presence
 
 _FORMER_BOOKS = 8
@@ -115,6 +127,9 @@ class Context:
     """What only one life can hold at a time, 16 bytes: whoever holds it knows that every life that held it before has
     ended. Empty: nothing here proves that."""
 
+    shared: SharedStore | None = None  # the store again, where other instances of this node write it too
+    until: Seconds = Seconds(math.inf)  # on Clock.elapsed: until when this instance surely may issue
+
     @property
     def book(self) -> Book:
         """Return the policy book in force.
@@ -135,6 +150,13 @@ class Context:
             self.former_books = (self._book, *self.former_books)[:_FORMER_BOOKS]
         self._book = book
         self.signed_book = signed
+
+    def retire(self) -> None:
+        """Let nothing be issued or answered from this context any more: another one of the node takes its place."""
+        for session in self.sessions.values():
+            session.verify_key.wipe()
+        self.sessions.clear()
+        self._book = None
 
     def session(self, peer: NodeId) -> Session:
         """Return the live session with `peer`.

@@ -7,7 +7,7 @@ an unknown and a forbidden SAE get the same answer, and 401 goes before 400 befo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from uuid import UUID
 
 from trenza.base.errors import (
@@ -56,6 +56,10 @@ class Delivery:
         self._shares = shares
         self._pairs: dict[tuple[int, SaeId, SaeId], Pair] = {}
         self._bad_ids: dict[SaeId, TokenBucket] = {}
+        self.look_again: Callable[[SaeId, Sequence[UUID]], Awaitable[None]] | None = None
+        """Reads what other instances of this node have written, when a key was not found; None: there are none."""
+        self.speaks_to_peers = True
+        """False: beside the instance that leads, which alone can place a key at another node."""
 
     # --- who may ask
 
@@ -246,6 +250,11 @@ class Delivery:
         self, initiator: SaeEntry, pairs: Sequence[Pair], request: IssueRequest, size: Bits
     ) -> list[DeliveredKey]:
         """Issue keys that are drawn here: LOCAL, or for several targets."""
+        if not self.speaks_to_peers and any(pair.target.node != self._ctx.name for pair in pairs):
+            raise UnavailableError(
+                "this instance of the node does not lead, and cannot place a key at another node: "
+                "ask again over a new connection"
+            )
         legs = [self._leg(pair, request.wishes, size) for pair in pairs]
         asked = [(leg.pair, self._asked_of(leg, request.number, size)) for leg in legs]
         now = self._ctx.clock.elapsed()
@@ -306,7 +315,7 @@ class Delivery:
         if not bucket.allows(now):
             raise UnavailableError("too many unknown key IDs were asked for; try again later")
         try:
-            found, waiting = self._find_all(pair, caller, key_ids)
+            found, waiting = await self._found(pair, caller, key_ids)
         except (UnauthorisedError, UnknownKeyError):
             bucket.spend(len(key_ids), now)
             self._ctx.counters["fetches_refused"] += 1
@@ -314,6 +323,16 @@ class Delivery:
         keys = await self._deliver_all(pair, found, waiting, tls_group)
         self._ctx.counters["keys_delivered"] += len(keys)
         return [keys[key_id] for key_id in key_ids]
+
+    async def _found(self, pair: Pair, caller: SaeId, key_ids: Sequence[UUID]) -> tuple[list[Found], list[UUID]]:
+        """Reserve every key, or none; what is not known here may be known to another instance."""
+        try:
+            return self._find_all(pair, caller, key_ids)
+        except (UnauthorisedError, UnknownKeyError):
+            if self.look_again is None:
+                raise
+        await self.look_again(caller, key_ids)
+        return self._find_all(pair, caller, key_ids)
 
     def _find_all(self, pair: Pair, caller: SaeId, key_ids: Sequence[UUID]) -> tuple[list[Found], list[UUID]]:
         """Reserve every key, or none."""

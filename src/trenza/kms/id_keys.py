@@ -51,9 +51,12 @@ class IdKeyRing:
 
     async def load(self) -> None:
         """Read the keys of earlier sessions, under which keys may still be fetched."""
-        for key, value in await self._ctx.store.scan(Table.SESSION, b"keys"):
-            peer, session = rows.split_peer(key[4:])
+        for key, value in await self._ctx.store.scan(Table.SESSION, _ROW):
+            peer, session = rows.split_peer(key[len(_ROW) :])
             row = rows.decode(value, rows.IdKeysRow)
+            if (known := self._find(peer, session)) is not None:
+                known.retired = row.retired
+                continue
             secret = await self._ctx.sealer.unseal(row.keys.sealed, associated=self._associated(peer, session))
             parts = [bytes(secret.view()[32 * i : 32 * (i + 1)]) for i in range(4)]
             secret.wipe()
@@ -63,6 +66,17 @@ class IdKeyRing:
             self._sets.setdefault(peer, []).append(one)
         for sets in self._sets.values():
             sets.sort(key=lambda one: one.created, reverse=True)
+
+    async def refresh(self) -> None:
+        """Read what another instance of this node has kept, retired or forgotten since."""
+        await self.load()
+
+    def has(self, peer: NodeId, session: bytes) -> bool:
+        """Tell whether the ID keys of that session are known."""
+        return self._find(peer, session) is not None
+
+    def _find(self, peer: NodeId, session: bytes) -> IdKeySet | None:
+        return next((one for one in self._sets.get(peer, ()) if one.session == session), None)
 
     async def keep(self, peer: NodeId, keys: SessionKeys) -> None:
         """Keep the ID keys of a new session, durably."""

@@ -207,7 +207,7 @@ class Issuing:
     def window_in_hand(self, peer: NodeId, *, full: bool, slots: int, accept: Accept) -> IssuerWindow | None:
         """Return the oldest window from which a key of so many slots can be issued without waiting."""
         for window in self._pools.pair(peer).issuer:
-            if window.in_hand >= slots and window.facts.full is full and accept(window.facts):
+            if window.facts.full is full and accept(window.facts) and window.is_ready(slots):
                 return window
         return None
 

@@ -7,17 +7,20 @@ counted; anything that is not a TrenzaError ends the node, which is then restart
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from functools import partial
+from uuid import UUID
 
 from trenza.base.errors import (
+    FencedError,
     RefusedError,
     RemoteProtocolError,
     StaleError,
     TrenzaError,
     UnauthorisedError,
+    UnavailableError,
 )
-from trenza.base.names import LinkId, NodeId
+from trenza.base.names import LinkId, NodeId, SaeId
 from trenza.base.units import Nanoseconds, Seconds, nanoseconds
 from trenza.core.choice import StrandKind
 from trenza.core.policy import SignedBook, open_book
@@ -39,6 +42,7 @@ from trenza.kms.notary import Notary
 from trenza.kms.pads import Pads
 from trenza.kms.pools import Pools
 from trenza.kms.ports import Anchor, Put, Table
+from trenza.kms.reign import PUBLISH_EVERY, Reign
 from trenza.kms.relay import Relays
 from trenza.kms.retention import Retention
 from trenza.kms.sessions import Sessions
@@ -70,6 +74,8 @@ from trenza.wire.peer import (
     WrapVoid,
 )
 
+_OTHERS_EVERY = Seconds(5.0)
+
 _SOON = Seconds(0.05)
 """The shortest pause between two turns of a task that was woken early."""
 
@@ -77,8 +83,17 @@ _SOON = Seconds(0.05)
 class Node:
     """One KMS (a KME in ETSI words)."""
 
-    def __init__(self, ctx: Context, *, anchor: Anchor) -> None:
+    def __init__(self, ctx: Context, *, anchor: Anchor, leads: bool = True) -> None:
+        """Join the stories; nothing is read, and nothing runs.
+
+        Args:
+            ctx: of this instance.
+            anchor: remembers how far the store has got.
+            leads: whether it will be started; if not, `kms.second` lets its stories serve beside another instance.
+        """
         self.ctx = ctx
+        self.leads = leads
+        self.says_farewell = True  # not where another instance goes on
         self.pads = Pads(ctx)
         self.ingest = Ingest(ctx, self.pads)
         self.relays = Relays(ctx, self.pads)
@@ -120,6 +135,9 @@ class Node:
             shares=self.shares,
         )
         self.notary = Notary(ctx, journal=self.journal)
+        self.reign = Reign(ctx, sessions=self.sessions, id_keys=self.id_keys, pools=self.pools, demand=self.demand)
+        self.delivery.speaks_to_peers = leads
+        self._looked_at_others = Seconds(0.0)
         self.retention = Retention(ctx, notary=self.notary)
         self.explain = Explain(
             ctx, id_keys=self.id_keys, slots=self.slots, journal=self.journal, retention=self.retention
@@ -142,10 +160,14 @@ class Node:
     async def start(self, signed: SignedBook | None = None) -> None:
         """Load what the store holds, and forget all strands if it cannot be proved whole."""
         whole = await self.sessions.begin_life()
-        await self._load_book(signed)
+        await self.load_book(signed)
         await self.exchanges.load()
         await self.id_keys.load()
-        await self.journal.load()
+        if self.ctx.shared is None:  # the last batch of another instance may still be on its way
+            await self.journal.load()
+        else:
+            self.delivery.look_again = self._look_again
+        await self.reign.begin()
         await self.pools.load()
         await self.ingest.load()
         await self.waiting.load()
@@ -182,16 +204,14 @@ class Node:
 
     async def leave(self) -> None:
         """Hand back to every peer with a session what was not issued, say farewell, and sign a last checkpoint."""
-        issued: dict[NodeId, tuple[WindowMark, ...]] = {}
+        if self.says_farewell:
+            await self._say_farewell()
         try:
-            issued = await self.pools.release_reserved()
+            await self.journal.flush()
+        except FencedError:  # another instance leads: what there is to say is its to say
+            return
         except TrenzaError:
-            self.ctx.counters["hand_backs_missed"] += 1
-        for peer, session in sorted(self.ctx.sessions.items()):
-            try:
-                await self.ctx.peers.call(peer, Leave(session.id, issued.get(peer, ())), timeout=Seconds(1.0))
-            except TrenzaError:
-                self.ctx.counters["leaves_unheard"] += 1
+            self.ctx.counters["journal_writes_failed"] += 1
         try:
             await self.notary.sign()
         except TrenzaError:
@@ -201,9 +221,24 @@ class Node:
         except TrenzaError:
             self.ctx.counters["quotas_unsaved"] += 1
 
+    async def _say_farewell(self) -> None:
+        issued: dict[NodeId, tuple[WindowMark, ...]] = {}
+        try:
+            issued = await self.pools.release_reserved()
+        except FencedError:
+            return
+        except TrenzaError:
+            self.ctx.counters["hand_backs_missed"] += 1
+        for peer, session in sorted(self.ctx.sessions.items()):
+            try:
+                await self.ctx.peers.call(peer, Leave(session.id, issued.get(peer, ())), timeout=Seconds(1.0))
+            except TrenzaError:
+                self.ctx.counters["leaves_unheard"] += 1
+
     # --- the book
 
-    async def _load_book(self, signed: SignedBook | None) -> None:
+    async def load_book(self, signed: SignedBook | None) -> None:
+        """Follow the stored book, and a newer one if it is given."""
         ctx = self.ctx
         for key in (rows.FORMER_BOOK, rows.BOOK):
             value = await ctx.store.get(Table.META, key)
@@ -226,6 +261,8 @@ class Node:
             AuthenticationError, StaleError, InvalidDocumentError: it is not the officer's, not newer, or not sound.
         """
         ctx = self.ctx
+        if not self.leads:
+            raise UnavailableError("this instance of the node does not lead: give the book to the one that does")
         async with self._installing:  # several peers may bring the same book at once
             book = open_book(signed, officer=ctx.officer, newer_than=ctx.book.version if ctx.has_book else 0)
             changes = [Put(Table.META, rows.BOOK, signed.encode())]
@@ -276,6 +313,8 @@ class Node:
         for link in links:
             wanted["ingest", link] = (settings.ingest_interval, partial(self._ingest, link))
         wanted["levels",] = (settings.levels_interval, self._levels)
+        if self.ctx.shared is not None:
+            wanted["reign",] = (PUBLISH_EVERY, self._publish)
         wanted["voids",] = (settings.beat_interval, self._voids)
         wanted["upkeep",] = (settings.beat_interval, self._upkeep)
         wanted["retention",] = (settings.retention_interval, self.retention.step)
@@ -416,12 +455,32 @@ class Node:
         await self.levels.tick()
         return False
 
+    async def _publish(self) -> bool:
+        await self.reign.publish()
+        return False
+
+    async def _look_again(self, caller: SaeId, key_ids: Sequence[UUID]) -> None:
+        """Read keys that another instance has drawn: all else that can be fetched is this one's to know."""
+        for key_id in key_ids:
+            await self.waiting.find(key_id, caller)
+
+    async def _look_at_others(self) -> None:
+        """Take in, now and then, what other instances have delivered and placed."""
+        now = self.ctx.clock.elapsed()
+        if self.ctx.shared is None or now - self._looked_at_others < _OTHERS_EVERY:
+            return
+        self._looked_at_others = now
+        await self.waiting.refresh()
+        for peer in self.pools.peers:
+            await self.pools.note_deliveries(peer)
+
     async def _voids(self) -> bool:
         await self.wrapped.tell_voids()
         return False
 
     async def _upkeep(self) -> bool:
         self.relays.expire()
+        await self._look_at_others()
         await self.waiting.tidy()
         await self.shares.save_if_due()
         await self.notary.sign_if_due()

@@ -99,6 +99,7 @@ class Order:
             or session is None
             or self._ctx.sessions.get(self._peer) is not session
             or elapsed >= session.lease_until
+            or elapsed >= self._ctx.until
             or now > self._good_until
             or window.next + self._slots > window.reserved
             or self._id_keys.issues_under(self._peer) != self._under
@@ -120,7 +121,7 @@ class Order:
     def _from_another_window(self, now: Nanoseconds) -> FreshKey | None:
         """Go on with the oldest window that has something in hand."""
         session = self._ctx.sessions.get(self._peer)
-        if session is None or self._clock.elapsed() >= session.lease_until:
+        if session is None or self._clock.elapsed() >= min(session.lease_until, self._ctx.until):
             return None
         if not self.is_good or self._journal.is_full:
             return None

@@ -30,8 +30,11 @@ from trenza.core.window import HeldWindow, IssuerPool, IssuerWindow
 from trenza.kms import rows
 from trenza.kms.context import Context
 from trenza.kms.journal import Journal, doubtful_entry
-from trenza.kms.ports import Append, Change, Delete, DeletePrefix, Insert, Put, Table
+from trenza.kms.ports import Append, Change, Delete, DeletePrefix, Expect, Insert, Put, Table
 from trenza.wire.peer import StockMark, WindowGrant, WindowMark
+
+_ATTEMPTS = 8
+"""Reservations that another instance may come before, until a request is told that there is nothing."""
 
 
 @dataclass(slots=True)
@@ -80,6 +83,7 @@ class Pools:
         self._ctx = ctx
         self._journal = journal
         self._pairs: dict[NodeId, Pair] = {}
+        self.may_reserve: Callable[[], bool] = lambda: True  # not while an instance does not know who leads
 
     def pair(self, peer: NodeId) -> Pair:
         return self._pairs.setdefault(peer, Pair())
@@ -320,6 +324,66 @@ class Pools:
     def _associated(self, segment: Segment) -> bytes:
         return b"segment" + self._ctx.name.encode() + b"\0" + segment.peer.encode() + b"\0" + segment.id
 
+    # --- beside the instance that leads (kms.second)
+
+    def knows(self, peer: NodeId, segment: bytes) -> bool:
+        return segment in self.pair(peer).segments
+
+    def know(self, peer: NodeId, facts: SegmentFacts) -> None:
+        """Take note of a segment of which the lead has windows; this instance grants nothing of it."""
+        segment = Segment(facts.record.segment, peer, facts, SlotSet(), SlotSet())
+        self.pair(peer).segments[segment.id] = segment
+
+    def follow_held(self, peer: NodeId, number: int, row: rows.HeldWindowRow) -> None:
+        """Take in how a window that the lead has granted stands now."""
+        held = self.pair(peer).held.get(number)
+        if held is None or held.facts.record.segment != row.segment:
+            self._load_held(peer, number, row)
+            return
+        held.mark(row.issued, self._ctx.clock.now())
+        held.count = row.count
+        held.closed = None if row.closed is None else Nanoseconds(row.closed)
+        held.void.update(row.void)
+
+    async def share_window(self, peer: NodeId, number: int, row: rows.IssuerWindowRow) -> bool:
+        """Issue from a window that the lead was granted; tell whether its strands could be opened."""
+        segment = self.pair(peer).segments[row.segment]
+        try:
+            await self.opened(peer, segment.id)
+        except StoreUnavailableError:
+            raise
+        except (AuthenticationError, UnavailableError):  # the lead has dropped it
+            return False
+        window = IssuerWindow(number, segment.facts, row.first, row.count, row.next, row.next, beyond=row.next)
+        try:
+            self.pair(peer).issuer.add(window)
+        except ValueError:  # what the lead held there before is not forgotten yet
+            return False
+        return True
+
+    def close_unused(self) -> None:
+        """Let go of the strands of segments that no window names any more."""
+        for pair in self._pairs.values():
+            for segment in [one for one in pair.segments.values() if not one.users and not self._in_use(pair, one)]:
+                del pair.segments[segment.id]
+                if segment.open is not None:
+                    segment.open.wipe()
+
+    def forget_all(self) -> None:
+        """Let go of every window and every strand in memory; the store keeps them."""
+        for pair in self._pairs.values():
+            for window in list(pair.issuer):
+                pair.issuer.remove(window.number)
+            pair.held.clear()
+        self.close_unused()
+
+    async def note_deliveries(self, peer: NodeId) -> None:
+        """Take in which slots of windows that are over other instances have delivered."""
+        for window in [one for one in self.pair(peer).held.values() if one.closed is not None]:
+            prefix = rows.window_key(b"", peer, window.number)
+            found = await self._ctx.store.scan(Table.DELIVERED, prefix)
+            window.delivered.update(int.from_bytes(key[len(prefix) :], "big") for key, _ in found)
+
     # --- windows
 
     async def grant(
@@ -486,16 +550,60 @@ class Pools:
         """
         pair = self.pair(peer)
         async with pair.reserving:
-            marks = pair.issuer.reservable(wanted, full=full, slots=slots, accept=accept)
-            if not marks:
-                return 0
-            await self._ctx.store.commit([self._issuer_row(peer, window, mark) for window, mark in marks])
-            won = 0
-            for window, mark in marks:
-                won += mark - window.reserved
-                window.reserved = mark
-            self._ctx.counters["slots_reserved"] += won
-            return won
+            for _ in range(_ATTEMPTS):
+                marks = pair.issuer.reservable(wanted, full=full, slots=slots, accept=accept)
+                if not marks or not self.may_reserve():
+                    return 0
+                try:
+                    return await self._reserve(peer, marks)
+                except ConflictError:  # another instance was first
+                    self._ctx.counters["reservations_repeated"] += 1
+                    await self._read_marks(peer)
+            return 0
+
+    async def _reserve(self, peer: NodeId, marks: Sequence[tuple[IssuerWindow, int]]) -> int:
+        changes: list[Change] = []
+        for window, mark in marks:
+            row = self._issuer_row(peer, window, mark)
+            if self._ctx.shared is not None:
+                changes.append(Expect(row.table, row.key, self._issuer_row(peer, window, window.mark).value))
+            changes.append(row)
+        was = [window.mark for window, _ in marks]
+        await self._ctx.store.commit(changes)
+        won = 0
+        for (window, mark), start in zip(marks, was, strict=True):
+            if self.pair(peer).issuer.get(window.number) is window:
+                window.won(start, mark)
+                won += mark - start
+        self._ctx.counters["slots_reserved"] += won
+        return won
+
+    async def _read_marks(self, peer: NodeId) -> None:
+        """Take in what other instances have reserved meanwhile, or dropped."""
+        found = dict(await self._ctx.store.scan(Table.WINDOW, rows.ISSUER + rows.peer_prefix(peer)))
+        pool = self.pair(peer).issuer
+        for window in list(pool):
+            value = found.get(rows.window_key(rows.ISSUER, peer, window.number))
+            mark = window.end if value is None else rows.decode(value, rows.IssuerWindowRow).next
+            window.beyond = max(window.mark, mark)
+
+    def note_reserved_by_others(self, found: Iterable[tuple[bytes, bytes]]) -> list[tuple[NodeId, bool, int]]:
+        """Take in how far other instances have reserved, from the rows of all windows to issue from.
+
+        Returns:
+            Peer, with or without QKD strands, slots: what they have taken since the last time.
+        """
+        taken: list[tuple[NodeId, bool, int]] = []
+        for key, value in found:
+            peer, rest = rows.split_peer(key[1:])
+            pair = self._pairs.get(peer)
+            if pair is None or pair.reserving.locked():  # what this instance is about to reserve is not another's
+                continue
+            window, row = pair.issuer.get(int.from_bytes(rest, "big")), rows.decode(value, rows.IssuerWindowRow)
+            if window is not None and row.next > window.mark:
+                taken.append((peer, window.facts.full, row.next - window.mark))
+                window.beyond = row.next
+        return taken
 
     @staticmethod
     def _issuer_row(peer: NodeId, window: IssuerWindow, mark: int) -> Put:
@@ -513,6 +621,14 @@ class Pools:
         changes: list[Change] = []
         for peer, pair in self._pairs.items():
             told[peer] = self.marks(peer)
+            if self._ctx.shared is not None:
+                await self._read_marks(peer)
+                for window in pair.issuer:
+                    window.next = window.reserved = window.mark  # what is in hand anywhere is given up
+                    window.later.clear()
+                    row = self._issuer_row(peer, window, window.mark)
+                    changes.append(Expect(row.table, row.key, row.value))
+                told[peer] = self.marks(peer)
             for window in list(pair.issuer):
                 segment = pair.segments[window.facts.record.segment]
                 segment.theirs = segment.theirs.with_range(window.next, window.left)

@@ -217,6 +217,27 @@ class Store(Protocol):
         ...
 
 
+class SharedStore(Store, Protocol):
+    """A store that several instances of one node have open at once.
+
+    Contract: that of Store for several stores on one memory. `moment` never runs backwards by more than the clock of
+    one machine does, and is the same clock for all instances.
+    """
+
+    @property
+    def token(self) -> int:
+        """The token of the lead under which commits stand."""
+        ...
+
+    def under(self, token: int) -> None:
+        """Let the commits called from now on stand under another lead."""
+        ...
+
+    async def moment(self) -> Seconds:
+        """Return the time by the memory's own clock."""
+        ...
+
+
 class Archive(Protocol):
     """Where entries of the ledger are kept when the store gives them up.
 

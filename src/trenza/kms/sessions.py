@@ -82,6 +82,11 @@ class Sessions:
         self._store_name = bytes(16)
         self.on_new_life: Callable[[], Awaitable[None]] | None = None  # drops what other stories hold
 
+    @property
+    def store_name(self) -> bytes:
+        """What names the store in which this node's life is; none before `begin_life`."""
+        return self._store_name
+
     # --- this node's life
 
     async def begin_life(self) -> bool:
@@ -408,7 +413,7 @@ class Sessions:
     def has_lease(self, peer: NodeId) -> bool:
         """Tell whether this node may issue to `peer` now."""
         session = self._ctx.sessions.get(peer)
-        return session is not None and self._ctx.clock.elapsed() < session.lease_until
+        return session is not None and self._ctx.clock.elapsed() < min(session.lease_until, self._ctx.until)
 
 
 def _lease(ctx: Context, since: Seconds | None, former: Session | None) -> Seconds:

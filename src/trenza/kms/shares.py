@@ -88,7 +88,7 @@ class Shares:
 
     def __init__(self, ctx: Context, *, stock_of: StockOf) -> None:
         self._ctx = ctx
-        self._stock_of = stock_of
+        self.stock_of = stock_of
         self._terms: dict[Sharer, _Terms] = {}
         self._lots: dict[NodeId, tuple[Lot, Lot]] = {}
         self._pair_buckets: dict[tuple[SaeId, SaeId], TokenBucket] = {}
@@ -204,7 +204,7 @@ class Shares:
             return Verdict.GRANTED
         lot = lots[full]
         if now >= lot.due:
-            lot.look(self._stock_of(pair.target.node, full), now)
+            lot.look(self.stock_of(pair.target.node, full), now)
             lot.due = Seconds(now + LOOK_EVERY)
         return lot.draw(terms.who, terms.priority, asked.slots, now, terms.tenant)
 

@@ -29,8 +29,8 @@ from trenza.kms.context import Context
 from trenza.kms.id_keys import IdKeyRing
 from trenza.kms.journal import Heading, Journal, Page
 from trenza.kms.pools import Pools
-from trenza.kms.ports import Insert, Table
-from trenza.kms.rows import delivered_key
+from trenza.kms.ports import Change, Exists, Insert, Table
+from trenza.kms.rows import HOLDER, delivered_key, window_key
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +188,11 @@ class Slots:
             self.release(found)
             self._journal.refuse_if_full()
         peer = found[0].pair.initiator.node
-        changes = [
+        windows = {one.window.number for one in found}
+        changes: list[Change] = [  # a window that was forgotten took the marks of its deliveries along
+            Exists(Table.WINDOW, window_key(HOLDER, peer, number)) for number in sorted(windows)
+        ]
+        changes += [
             Insert(Table.DELIVERED, delivered_key(peer, one.window.number, slot))
             for one in found
             for slot in one.slots
@@ -196,7 +200,8 @@ class Slots:
         with self._pools.using(peer, (one.window.facts.record.segment for one in found)):
             try:
                 await self._ctx.store.commit(changes)
-            except ConflictError:
+            except ConflictError:  # nothing was written: what another instance has not delivered is still there
+                self.release(found)
                 raise UnknownKeyError("one or more keys specified are not found on KME") from None
             except TrenzaError:
                 self._ctx.counters["keys_doubtful"] += len(found)

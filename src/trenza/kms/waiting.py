@@ -32,7 +32,7 @@ from trenza.core.provenance import FORMAT_VERSION, WrapRecord
 from trenza.core.strand import Origin, Supply
 from trenza.kms import rows
 from trenza.kms.context import Context
-from trenza.kms.ports import Append, Change, Delete, Insert, Put, Sealed, Table
+from trenza.kms.ports import Append, Change, Delete, Exists, Insert, Put, Sealed, Table
 
 _UNCOMMITTED = Seconds(30.0)
 """A key whose second phase does not come within this time is destroyed."""
@@ -107,13 +107,41 @@ class WaitingKeys:
     async def load(self) -> None:
         """Read the keys that wait; those whose second phase never came are destroyed by upkeep."""
         for key, value in await self._ctx.store.scan(Table.WRAPPED):
-            row = rows.decode(value, rows.WrappedRow)
-            initiator, target = SaeId(row.initiator), SaeId(row.target)
-            facts = decode_facts(row.facts)
-            node = self._node_of(initiator) if self._ctx.has_book else None
-            waiting = _Waiting(initiator, target, node, row.size, row.sealed.sealed, facts, row.ready)
-            self._held.setdefault(key[:16], {})[target] = waiting
-            self._count(initiator, target, node)
+            self._take_in(key, value)
+
+    def _take_in(self, key: bytes, value: bytes) -> None:
+        row = rows.decode(value, rows.WrappedRow)
+        initiator, target = SaeId(row.initiator), SaeId(row.target)
+        if (known := self._find(key[:16], target)) is not None:
+            known.ready = row.ready
+            return
+        facts = decode_facts(row.facts)
+        node = self._node_of(initiator) if self._ctx.has_book else None
+        waiting = _Waiting(initiator, target, node, row.size, row.sealed.sealed, facts, row.ready)
+        self._held.setdefault(key[:16], {})[target] = waiting
+        self._count(initiator, target, node)
+
+    # --- what other instances of this node have written
+
+    async def find(self, key_id: UUID, target: SaeId) -> bool:
+        """Read one key from the store; tell whether it waits for `target`."""
+        key = _row_key(key_id.bytes, target)
+        value = await self._ctx.store.get(Table.WRAPPED, key)
+        if value is not None:
+            self._take_in(key, value)
+        return value is not None
+
+    async def refresh(self) -> None:
+        """Read all keys that wait: those that others have placed, and without those that others have delivered."""
+        before = [(key_id, target) for key_id, targets in self._held.items() for target in targets]
+        found = await self._ctx.store.scan(Table.WRAPPED)
+        for key, value in found:
+            self._take_in(key, value)
+        present = {key for key, _ in found}
+        for key_id, target in before:
+            waiting = self._find(key_id, target)
+            if _row_key(key_id, target) not in present and waiting is not None and not waiting.taken:
+                self._pop(key_id, target)
 
     # --- how many
 
@@ -264,11 +292,15 @@ class WaitingKeys:
             key_id.bytes, waiting, policy, tls_group, uncertainty=ctx.settings.clock_uncertainty
         )
         changes: list[Change] = [
+            Exists(Table.WRAPPED, _row_key(key_id.bytes, target)),
             Delete(Table.WRAPPED, _row_key(key_id.bytes, target)),
             entry_of(ctx, "delivered", record),
         ]
         try:
             await ctx.store.commit(changes)
+        except ConflictError:  # another instance of this node has delivered it
+            key.wipe()
+            raise UnknownKeyError(_NOT_FOUND) from None
         except BaseException:  # it may be recorded as delivered or not: doubtful, so nobody gets it any more
             key.wipe()
             ctx.counters["keys_doubtful"] += 1

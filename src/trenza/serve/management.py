@@ -56,7 +56,7 @@ class ManagementDoor:
 
     def __init__(
         self,
-        node: Node,
+        node: Callable[[], Node],
         *,
         version: str,
         tls: Callable[[], Mapping[str, TlsStatistics]],
@@ -67,19 +67,23 @@ class ManagementDoor:
         """Open the door.
 
         Args:
-            node: whose door it is.
+            node: the stories whose door it is; others, when the process takes another role.
             version: of the software.
             tls: what happened at each of the node's listeners and clients.
             messages: frames exchanged with each node.
             reload: reads the node's configuration anew; returns what changed.
             is_revoked: tells of certificates that are refused.
         """
-        self._node = node
+        self._find_node = node
         self._version = version
         self._tls = tls
         self._messages = messages
         self._reload = reload
         self._is_revoked = is_revoked
+
+    @property
+    def _node(self) -> Node:
+        return self._find_node()
 
     @staticmethod
     def error_response(status: int, sentence: str) -> Response:

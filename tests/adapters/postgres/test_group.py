@@ -7,7 +7,7 @@ from trenza.adapters.postgres.group import Commit, asked_about, relation, sum_up
 from trenza.base.errors import ConflictError, FencedError
 from trenza.base.units import Nanoseconds
 from trenza.core.chain import verify_chain
-from trenza.kms.ports import Append, ChainHead, Delete, DeletePrefix, Expect, Insert, LedgerExtent, Put, Table
+from trenza.kms.ports import Append, ChainHead, Delete, DeletePrefix, Exists, Expect, Insert, LedgerExtent, Put, Table
 
 TABLES = st.sampled_from([Table.WINDOW, Table.SEGMENT])
 KEYS = st.sampled_from([b"a", b"ab", b"abc", b"b", b"\xff"])
@@ -16,6 +16,7 @@ CHANGES = st.one_of(
     st.builds(Put, TABLES, KEYS, VALUES),
     st.builds(Insert, TABLES, KEYS, VALUES),
     st.builds(Expect, TABLES, KEYS, st.none() | VALUES),
+    st.builds(Exists, TABLES, KEYS),
     st.builds(Delete, TABLES, KEYS),
     st.builds(DeletePrefix, TABLES, KEYS),
     st.builds(Append, st.just(Nanoseconds(1)), st.just("k"), VALUES),
@@ -38,6 +39,8 @@ def one_after_the_other(rows, commits):
                     draft[table, key] = value
                 case Expect(table, key, value):
                     kind = kind or (ConflictError if draft.get((table, key)) != value else None)
+                case Exists(table, key):
+                    kind = kind or (ConflictError if (table, key) not in draft else None)
                 case Delete(table, key):
                     draft.pop((table, key), None)
                 case DeletePrefix(table, prefix):

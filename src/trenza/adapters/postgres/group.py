@@ -21,6 +21,7 @@ from trenza.kms.ports import (
     Change,
     Delete,
     DeletePrefix,
+    Exists,
     Expect,
     Insert,
     LedgerEntry,

@@ -102,6 +102,11 @@ class Lease:
         """Tell whether the lead is surely still this instance's: keys issued from memory need no more than this."""
         return self.token > 0 and self._clock.elapsed() < self._until
 
+    @property
+    def until(self) -> Seconds:
+        """Until when, on `Clock.elapsed`, the lead is surely this instance's if it has it at all."""
+        return self._until
+
     async def acquire(self) -> bool:
         """Take the lead if nobody has it; `token` is then larger than any before.
 

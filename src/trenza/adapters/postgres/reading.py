@@ -83,6 +83,11 @@ class Reading:
         at: int = row["at"]
         return at
 
+    async def moment(self) -> Seconds:
+        """Return the time by the server's clock, in seconds since 1970."""
+        (row,) = await self._rows("SELECT extract(epoch FROM clock_timestamp())::float8 AS at")
+        return Seconds(row["at"])
+
     async def close(self) -> None:
         await self._line.close()
 

@@ -20,6 +20,7 @@ from trenza.adapters.postgres.server import Server
 from trenza.adapters.postgres.transaction import Applied
 from trenza.adapters.postgres.writer import Writer
 from trenza.base.errors import FencedError, StoreUnavailableError
+from trenza.base.units import Seconds
 from trenza.kms.ports import ChainHead, Change, LedgerEntry, LedgerExtent, LedgerQuery, Table
 
 
@@ -138,6 +139,10 @@ class PostgresStore:
         return hashlib.sha256(b"trenza place postgres v1" + identity + struct.pack(">q", started) + schema).digest()[
             :16
         ]
+
+    async def moment(self) -> Seconds:
+        self._check_open()
+        return await self.reading.moment()
 
     def counter(self) -> int:
         return self.server.counter

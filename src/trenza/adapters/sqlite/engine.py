@@ -190,6 +190,10 @@ class Engine:
         if (found[0][0] if found else None) != value:
             raise ConflictError(f"a row of {table.value} is not what it was expected to be")
 
+    def _check_exists(self, table: Table, key: bytes) -> None:
+        if not self._execute(_VALUE[table], (key,)).fetchall():
+            raise ConflictError(f"a row of {table.value} that was to be there is not")
+
     def _delete_prefix(self, table: Table, prefix: bytes) -> None:
         if not prefix:
             raise ValueError("the prefix is empty: this would delete the whole table")
