@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from trenza.base.errors import ConflictError, StoreUnavailableError
-from trenza.kms.ports import Append, Change, Insert, Put, Table
+from trenza.kms.ports import Append, Change, Exists, Expect, Insert, Put, Table
 from trenza.lab.disk import DeathAt, DiskHealth, LabDisk
 from trenza.lab.loop import run
 from trenza.lab.volume import STORE, File, Volume, VolumeStore
@@ -80,6 +80,28 @@ def test_what_was_answered_is_there_and_the_rest_is_a_beginning_of_what_was_call
         await asyncio.gather(*tasks, return_exceptions=True)
         with pytest.raises(StoreUnavailableError):
             await bench.disk.commit(row("e"))
+
+    run(story())
+
+
+def test_a_commit_that_is_refused_is_not_thought_to_be_there_though_its_group_may_be() -> None:
+    async def story() -> None:
+        for again, tried in (
+            ([Insert(Table.META, b"a")], []),
+            ([Expect(Table.META, b"a", b"y")], []),
+            ([Exists(Table.META, b"b")], []),
+            (
+                [Exists(Table.META, b"a"), Insert(Table.META, b"b")],
+                [Exists(Table.META, b"a"), Insert(Table.META, b"b")],
+            ),
+        ):
+            bench = Bench()
+            await bench.disk.commit(row("a"))
+            task = asyncio.create_task(bench.disk.commit(again))
+            await asyncio.sleep(0.5)
+            _, doubt = bench.disk.cut_power()
+            assert doubt.tried == [tried]
+            task.cancel()
 
     run(story())
 
