@@ -19,7 +19,8 @@ from trenza.kms.cede import Cedes
 from trenza.kms.context import Settings
 from trenza.kms.demand import Demand
 from trenza.kms.journal import Journal
-from trenza.kms.pools import Pair, Pools, Segment
+from trenza.kms.pools import Pair, Pools
+from trenza.kms.stock import Segment
 from trenza.wire.peer import Cede, Done, Leave, PeerMessage, Presence, WindowAnswer, WindowMark, WindowRequest
 
 A, B = NodeId("A"), NodeId("B")

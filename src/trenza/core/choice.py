@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trenza.base.errors import InvalidRequestError
@@ -41,6 +41,23 @@ def recipes_for(policy: Policy, wishes: Wishes, *, same_node: bool) -> tuple[Rec
 
 
 @dataclass(frozen=True, slots=True)
+class Acceptance:
+    """Which segments somebody accepts: by the way their strands came, and by when they were made."""
+
+    max_hops: int
+    relays: frozenset[NodeId]  # that the QKD strands may cross; empty: any
+    oldest: Nanoseconds
+
+    def __call__(self, facts: SegmentFacts) -> bool:
+        record = facts.record
+        return record.created >= self.oldest and self.suits(len(record.hops), facts.known_to)
+
+    def suits(self, hops: int, known_to: Sequence[str]) -> bool:
+        """Tell whether strands that came this way are accepted, young enough or not."""
+        return hops <= self.max_hops and (not self.relays or self.relays.issuperset(known_to))
+
+
+@dataclass(frozen=True, slots=True)
 class StrandKind:
     """Which strands suit: what a policy, or several alike, accept."""
 
@@ -61,35 +78,15 @@ class StrandKind:
             max_age_s=policy.max_age_s,
         )
 
-    def acceptance(self, *, oldest: Nanoseconds) -> Callable[[SegmentFacts], bool]:
+    def acceptance(self, *, oldest: Nanoseconds) -> Acceptance:
         """Return the test that a segment must pass: hops, relays, and made at `oldest` or later."""
-
-        def accept(facts: SegmentFacts) -> bool:
-            record = facts.record
-            return (
-                len(record.hops) <= self.max_hops
-                and record.created >= oldest
-                and (not self.relays or self.relays.issuperset(facts.known_to))
-            )
-
-        return accept
+        return Acceptance(self.max_hops, self.relays, oldest)
 
 
-def acceptance(policy: Policy, wishes: Wishes, *, now: Nanoseconds) -> Callable[[SegmentFacts], bool]:
+def acceptance(policy: Policy, wishes: Wishes, *, now: Nanoseconds) -> Acceptance:
     """Return the test that a segment must pass: hops, relays and age."""
     max_hops = policy.max_hops if wishes.max_hops is None else min(policy.max_hops, wishes.max_hops)
     age = Seconds(float(policy.max_age_s))
     if wishes.max_age is not None:
         age = min(age, wishes.max_age)
-    oldest = now - nanoseconds(age)
-    relays = frozenset(policy.allowed_nodes)
-
-    def accept(facts: SegmentFacts) -> bool:
-        record = facts.record
-        return (
-            len(record.hops) <= max_hops
-            and record.created >= oldest
-            and (not relays or relays.issuperset(facts.known_to))
-        )
-
-    return accept
+    return Acceptance(max_hops, frozenset(policy.allowed_nodes), Nanoseconds(now - nanoseconds(age)))

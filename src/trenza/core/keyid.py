@@ -85,6 +85,21 @@ class KeyAddress:
         return KeyAddress(packed >> SLOT_BITS, packed & ((1 << SLOT_BITS) - 1), handle, Bits(size), recipe)
 
 
+def window_of(packed: int) -> int:
+    """Return the window of a packed address."""
+    return packed >> (PAYLOAD_BITS - WINDOW_BITS)
+
+
+def slot_of(packed: int) -> int:
+    """Return the slot of a packed address."""
+    return packed // SLOT_STEP & (SLOTS_MAX - 1)
+
+
+def without_slot(packed: int) -> int:
+    """Return what the packed addresses of one pair, size, recipe and window have in common."""
+    return packed & ~(SLOT_STEP * (SLOTS_MAX - 1))
+
+
 def pair_binding(issuer: NodeId, holder: NodeId, initiator: SaeId, target: SaeId, *, policy_digest: bytes) -> bytes:
     """Return what the MAC of every key ID of this SAE pair covers beside the payload: direction, SAEs, policy."""
     parts = (issuer, holder, initiator, target)
@@ -127,16 +142,27 @@ class KeyIdSeal:
 
 def read_key_id(key_id: UUID, keys: IdKeys) -> KeyAddress:
     """Return the address that `key_id` holds if these are its keys; believe it only after `verify_key_id`."""
-    free = _free_bits(key_id)
-    return KeyAddress.unpack((free >> TAG_BITS) ^ _mask(free & _TAG_MASK, keys))
+    return KeyAddress.unpack(read_packed(key_id.int, keys))
 
 
 def verify_key_id(key_id: UUID, address: KeyAddress, keys: IdKeys, *, binding: bytes) -> bool:
     """Tell whether whoever holds `keys` issued `key_id` for `address` under `binding`; constant time."""
-    if _numbered(_free_bits(key_id)) != key_id.int:
+    return verify_packed(key_id.int, address.pack(), keys, binding=binding)
+
+
+def read_packed(number: int, keys: IdKeys) -> int:
+    """Return what a key ID, given as its number, holds: as `read_key_id`, and packed still."""
+    free = _free_bits(number)
+    return (free >> TAG_BITS) ^ _mask(free & _TAG_MASK, keys)
+
+
+def verify_packed(number: int, payload: int, keys: IdKeys, *, binding: bytes) -> bool:
+    """Tell what `verify_key_id` tells, of a packed address."""
+    free = _free_bits(number)
+    if _numbered(free) != number:
         return False  # version and variant carry no tag, yet the key is bound to all 128 bits
-    tag = _free_bits(key_id) & _TAG_MASK
-    return hmac.compare_digest(_tag(address.pack(), keys, binding).to_bytes(8, "big"), tag.to_bytes(8, "big"))
+    tag = _tag(payload, keys, binding)
+    return hmac.compare_digest(tag.to_bytes(8, "big"), (free & _TAG_MASK).to_bytes(8, "big"))
 
 
 def _tag(payload: int, keys: IdKeys, binding: bytes) -> int:
@@ -155,6 +181,5 @@ def _numbered(free: int) -> int:
     return high << 80 | 0x4 << 76 | middle << 64 | 0b10 << 62 | low
 
 
-def _free_bits(key_id: UUID) -> int:
-    value = key_id.int
+def _free_bits(value: int) -> int:
     return (value >> 80) << 74 | ((value >> 64) & 0xFFF) << 62 | (value & ((1 << 62) - 1))

@@ -100,6 +100,7 @@ class IssuerPool:
 
     def __init__(self) -> None:
         self._windows: dict[int, IssuerWindow] = {}
+        self._unused: dict[int, IssuerWindow] = {}  # those not known to be used up
 
     def __iter__(self) -> Iterator[IssuerWindow]:
         return iter(self._windows.values())
@@ -116,7 +117,7 @@ class IssuerPool:
                 same and held.first < window.first + window.count and window.first < held.first + held.count
             ):
                 raise ValueError("the granted window overlaps one that is held already")
-        self._windows[window.number] = window
+        self._windows[window.number] = self._unused[window.number] = window
 
     def get(self, number: int) -> IssuerWindow | None:
         """Return the window of that number, if it is held."""
@@ -125,25 +126,42 @@ class IssuerPool:
     def remove(self, number: int) -> IssuerWindow | None:
         """Let go of a window: nothing of it is in hand any more, whoever still holds it."""
         window = self._windows.pop(number, None)
+        self._unused.pop(number, None)
         if window is not None:
             window.give_up_in_hand()
         return window
 
     def available(self, *, full: bool, slots: int = 1, accept: Callable[[SegmentFacts], bool] | None = None) -> int:
         """Return how many keys of `slots` slots each windows that `accept` accepts are good for, reserved or not."""
-        return sum(
-            window.left // slots
-            for window in self._windows.values()
-            if window.facts.full is full and (accept is None or accept(window.facts))
-        )
+        return sum(window.left // slots for window in self._live(full=full, accept=accept))
 
     def in_hand(self, *, full: bool, accept: Callable[[SegmentFacts], bool] | None = None) -> int:
         """Return the slots that can be taken without a commit."""
-        return sum(
-            window.in_hand
-            for window in self._windows.values()
-            if window.facts.full is full and (accept is None or accept(window.facts))
-        )
+        return sum(window.in_hand for window in self._live(full=full, accept=accept))
+
+    def has_keys(self, keys: int, *, full: bool, slots: int, accept: Callable[[SegmentFacts], bool]) -> bool:
+        """Tell whether so many keys can be taken without a commit."""
+        for window in self._live(full=full, accept=accept):
+            keys -= window.keys_in_hand(slots)
+            if keys <= 0:
+                return True
+        return False
+
+    def first_ready(self, *, full: bool, slots: int, accept: Callable[[SegmentFacts], bool]) -> IssuerWindow | None:
+        """Return the oldest window from which a key of so many slots can be taken without a commit."""
+        for window in self._live(full=full, accept=accept):
+            if window.is_ready(slots):
+                return window
+        return None
+
+    def _live(self, *, full: bool, accept: Callable[[SegmentFacts], bool] | None = None) -> Iterator[IssuerWindow]:
+        """Yield the windows with slots that are left, oldest first; the others wait only to be told of."""
+        used_up = [number for number, window in self._unused.items() if not (window.left or window.beyond)]
+        for number in used_up:
+            del self._unused[number]
+        for window in self._unused.values():
+            if window.facts.full is full and (accept is None or accept(window.facts)):
+                yield window
 
     def take(self, keys: int, *, full: bool, slots: int, accept: Callable[[SegmentFacts], bool]) -> list[Take]:
         """Take places for `keys` keys out of what is reserved, oldest window first, or none at all.
@@ -153,9 +171,7 @@ class IssuerPool:
         """
         chosen: list[tuple[IssuerWindow, int]] = []
         missing = keys
-        for window in self._windows.values():
-            if window.facts.full is not full or not accept(window.facts):
-                continue
+        for window in self._live(full=full, accept=accept):
             here = min(missing, window.keys_in_hand(slots))
             if not here:
                 continue
@@ -188,10 +204,10 @@ class IssuerPool:
             Windows, each with the mark to make durable; as far as the windows reach.
         """
         marks: list[tuple[IssuerWindow, int]] = []
-        for window in self._windows.values():
+        for window in self._live(full=full, accept=accept):
             if wanted <= 0:
                 break
-            if window.facts.full is not full or window.left < slots or not accept(window.facts):
+            if window.left < slots:
                 continue
             if window.beyond:
                 wanted -= slots * window.keys_in_hand(slots)
@@ -271,4 +287,4 @@ class HeldWindow:
     @property
     def spent(self) -> bool:
         """Tell whether no slot of it can be delivered any more."""
-        return len(self.delivered | self.void) >= self.count
+        return len(self.delivered) + len(self.void) >= self.count  # what was delivered is never void

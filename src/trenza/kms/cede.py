@@ -25,8 +25,9 @@ from trenza.core.slot_set import Range
 from trenza.core.window import HeldWindow
 from trenza.kms.context import Context, Session
 from trenza.kms.demand import Demand, Surplus
-from trenza.kms.pools import Pools, Segment, grant_of
+from trenza.kms.pools import Pools, grant_of
 from trenza.kms.ports import Change
+from trenza.kms.stock import Segment
 from trenza.wire.peer import Cede, Leave, WindowAnswer, WindowGrant, WindowMark
 
 
@@ -85,9 +86,10 @@ class Cedes:
         session = self._ctx.session(peer)
         missing = surplus.slots
         given_up: list[_Asked] = []
-        for segment in self._pools.pair(peer).segments.values():
-            if segment.facts.full is not surplus.kind.full or not surplus.accept(segment.facts):
-                continue
+        stock = self._pools.pair(peer).segments
+        for segment in stock.giving(mine=True, full=surplus.kind.full, accept=surplus.accept):
+            if missing <= 0:
+                break
             while missing > 0 and segment.mine:
                 first, count = segment.mine.highest(missing)
                 segment.mine = segment.mine.without(first, count)
@@ -166,9 +168,9 @@ class Cedes:
 
     def _asked_before(self, peer: NodeId, segment: Segment, message: Cede, session: Session) -> HeldWindow | None:
         """Return the window that answered this very question of this very life."""
-        for held in self._pools.pair(peer).held.values():
+        for held in self._pools.pair(peer).held.open:
             same = (held.first, held.count) == (message.first, message.count) and held.facts is segment.facts
-            if same and held.ceded and held.life == session.theirs.nonce and held.closed is None:
+            if same and held.ceded and held.life == session.theirs.nonce:
                 return held
         return None
 
@@ -210,7 +212,7 @@ class Cedes:
         free = held.take_back(mark.issued)
         if free is None:
             return
-        held.closed = self._ctx.clock.now()
+        self._pools.pair(peer).held.close(held, self._ctx.clock.now())
         changes += [self._pools.held_row(peer, held)] if held.count else self._pools.forget_held(peer, held)
         yield self._pools.pair(peer).segments[held.facts.record.segment], free
 

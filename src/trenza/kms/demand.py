@@ -129,6 +129,11 @@ class Demand:
             chunk = max(chunk, min(2 * flow.chunk, _CHUNK_MAX))
         flow.chunk, flow.low, flow.reserved_at = chunk, chunk // 2, now
 
+    def at_once(self, peer: NodeId, *, full: bool) -> int:
+        """Return the slots to get where requests wait: for all who wait, and what should then be in hand."""
+        flow = self.flow(peer, full=full)
+        return flow.waiting + flow.chunk
+
     def _rate(self, peer: NodeId, *, full: bool) -> float:
         return self.flow(peer, full=full).per_second(self._ctx.clock.elapsed())
 
@@ -152,10 +157,9 @@ class Demand:
         return self._pools.issuable(peer, full=kind.full, accept=self._accept(kind))
 
     def is_low(self, peer: NodeId) -> bool:
-        """Tell whether this node could soon have too little of some kind to issue to `peer`."""
+        """Tell whether there is so little of some kind to issue to `peer` that more must be filled or ceded."""
         little = self._ctx.settings.stock_target // 2
-        stocks = [self._stock_of(peer, self._ctx.name, kind) for kind in self.kinds(peer)]
-        return any(stock < little for stock in stocks) or bool(self.windows_to_ask(peer))
+        return any(self._stock_of(peer, self._ctx.name, kind) < little for kind in self.kinds(peer))
 
     def windows_to_ask(self, peer: NodeId) -> list[tuple[StrandKind, int]]:
         """Return the kinds of which fewer slots are held than half of what some seconds of demand need.
@@ -239,6 +243,7 @@ class Flow:
     chunk: int  # slots that should come into hand at once
     low: int  # fewer slots in hand than this are too few
     until_look: int = 0  # slots that may be taken before anyone need count what is in hand
+    waiting: int = 0  # slots for which requests wait
     reserved_at: float = -math.inf  # on Clock.elapsed
     taken: int = 0  # since the rate was last looked at
     _value: float = 0.0

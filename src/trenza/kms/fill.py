@@ -7,6 +7,7 @@ which the QKD path never saw, before a slot may be issued (design decisions 2, 6
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections import defaultdict
 
@@ -63,7 +64,7 @@ class Fill:
         self._pending: defaultdict[NodeId, dict[bytes, Agreed]] = defaultdict(
             dict
         )  # by leader: exchanged, not committed
-        self._making: set[bytes] = set()  # segments this node leads that are not finished
+        self._making: dict[bytes, asyncio.Event] = {}  # segments this node leads; set when they are finished
 
     # --- the leader's side
 
@@ -93,7 +94,7 @@ class Fill:
         ctx = self._ctx
         segment = bytes(ctx.entropy.token(16))
         session = ctx.session(peer)
-        self._making.add(segment)
+        finished = self._making[segment] = asyncio.Event()
         carried: Carried | None = None
         agreed: Agreed | None = None
         try:
@@ -107,16 +108,19 @@ class Fill:
             await self._drop(peer, segment)
             raise
         finally:
-            self._making.discard(segment)
+            del self._making[segment]
+            finished.set()
             if agreed is not None:
                 agreed.wipe()
             if carried is not None:
                 carried.strand.wipe()
         return slots
 
-    def is_making(self, segment: bytes) -> bool:
-        """Tell whether this node is about to hold a segment that its follower may hold already."""
-        return segment in self._making
+    async def until_made(self, segment: bytes) -> None:
+        """Return when a segment that the follower holds already is held here too, or is known not to be made."""
+        finished = self._making.get(segment)
+        if finished is not None:
+            await finished.wait()
 
     def _plan(self, peer: NodeId, want: Want) -> tuple[int, Route | None]:
         """Return how many slots to make, and over which path."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 from uuid import UUID
 
@@ -117,9 +118,9 @@ class Issuing:
         self._demand = demand
         self._desks: dict[tuple[IssuerWindow, Pair, int, Bits, str, bytes], Desk] = {}
         self._refilling: set[tuple[NodeId, bool]] = set()
-        self.on_low: Callable[[NodeId], None] | None = None  # told when little is left to issue
+        self.on_low: Callable[[NodeId], None] | None = None  # told when more windows, or more stock, may be needed
         self.on_short: Callable[[NodeId, bool, Accept], bool] | None = None  # told when little is left in hand
-        self.ask_window: Callable[[NodeId, StrandKind, int], Awaitable[None]] | None = None
+        self.ask_window: Callable[[NodeId, StrandKind, int], Awaitable[bool]] | None = None
         self.cede: Callable[[NodeId, int], Awaitable[int]] | None = None  # has slots change direction
 
     def available(self, pair: Pair, recipe: Recipe, size: Bits, accept: Accept) -> int:
@@ -206,10 +207,7 @@ class Issuing:
 
     def window_in_hand(self, peer: NodeId, *, full: bool, slots: int, accept: Accept) -> IssuerWindow | None:
         """Return the oldest window from which a key of so many slots can be issued without waiting."""
-        for window in self._pools.pair(peer).issuer:
-            if window.facts.full is full and accept(window.facts) and window.is_ready(slots):
-                return window
-        return None
+        return self._pools.pair(peer).issuer.first_ready(full=full, slots=slots, accept=accept)
 
     def look_ahead(self, peer: NodeId, *, full: bool, accept: Accept) -> None:
         """See to it that the next requests find slots in hand."""
@@ -235,17 +233,22 @@ class Issuing:
         if size > SIZE_MAX:
             raise NotEnoughKeyError(f"a key ID names at most {SIZE_MAX} bits")
         peer, full, per_key = pair.target.node, recipe.needs_qkd, recipe.slots_for(size)
-        for _ in range(_ATTEMPTS):
-            keys = self.issue_now(pair, recipe, number=number, size=size, accept=accept, tls_group=tls_group)
-            if keys:
-                return keys
-            if self.available(pair, recipe, size, accept) < number:
-                await self._get_window(pair, recipe, number=number, size=size, accept=accept)
-            if self.available(pair, recipe, size, accept) < number:
-                break
-            wanted = max(number * per_key, self._demand.flow(peer, full=full).chunk)
-            if await self._pools.reserve(peer, wanted, full=full, slots=per_key, accept=accept):
-                self._demand.note_reserved(peer, full=full)
+        flow = self._demand.flow(peer, full=full)
+        flow.waiting += number * per_key
+        try:
+            for _ in range(_ATTEMPTS):
+                keys = self.issue_now(pair, recipe, number=number, size=size, accept=accept, tls_group=tls_group)
+                if keys:
+                    return keys
+                if self.available(pair, recipe, size, accept) < number:
+                    await self._get_window(pair, recipe, number=number, size=size, accept=accept)
+                if self.available(pair, recipe, size, accept) < number:
+                    break
+                wanted = partial(self._demand.at_once, peer, full=full)
+                if await self._pools.reserve(peer, wanted, full=full, slots=per_key, accept=accept, keys=number):
+                    self._demand.note_reserved(peer, full=full)
+        finally:
+            flow.waiting -= number * per_key
         if self.on_low is not None:
             self.on_low(peer)
         raise NotEnoughKeyError(f"fewer than {number} keys of recipe {recipe.name} can be issued now")
@@ -262,7 +265,7 @@ class Issuing:
                 stock = self._pools.ungranted(peer, self._ctx.name, full=full, accept=accept)
                 if missing <= 0:
                     return
-                wanted = max(missing * per_key, self._ctx.settings.window_slots)
+                wanted = max(self._demand.at_once(peer, full=full), self._ctx.settings.window_slots)
                 try:
                     if stock >= missing * per_key:
                         await self.ask_window(peer, kind, wanted)
@@ -274,10 +277,10 @@ class Issuing:
     async def refill(self, peer: NodeId, *, full: bool, accept: Accept) -> None:
         """Reserve ahead of need, so that requests need not wait."""
         try:
-            chunk = self._demand.flow(peer, full=full).chunk
-            if await self._pools.reserve(peer, chunk, full=full, accept=accept):
+            wanted = partial(self._demand.at_once, peer, full=full)
+            if await self._pools.reserve(peer, wanted, full=full, accept=accept):
                 self._demand.note_reserved(peer, full=full)
         finally:
             self._refilling.discard((peer, full))
-        if self.on_low is not None and self._demand.is_low(peer):
+        if self.on_low is not None and (self._demand.windows_to_ask(peer) or self._demand.is_low(peer)):
             self.on_low(peer)

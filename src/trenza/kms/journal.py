@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -80,7 +81,7 @@ class Journal:
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
         self._noted: list[Page] = []
-        self._pages: dict[Heading, Page] = {}
+        self._pages: defaultdict[tuple[NodeId, int], dict[Heading, Page]] = defaultdict(dict)  # by window
         self._pending = 0  # keys noted that are not known to be durable
         self._batch: _Batch | None = None  # handed to the store, and not known to be durable
         self._number = 0
@@ -93,15 +94,15 @@ class Journal:
 
     def page(self, heading: Heading) -> Page:
         """Return the page of a heading; good to keep and to note on again and again."""
-        page = self._pages.get(heading)
+        pages = self._pages[heading.peer, heading.window]
+        page = pages.get(heading)
         if page is None:
-            page = self._pages[heading] = Page(self, heading)
+            page = pages[heading] = Page(self, heading)
         return page
 
     def forget(self, peer: NodeId, window: int) -> None:
         """Keep no pages of a window that is over; what is noted on them is still written."""
-        for heading in [one for one in self._pages if (one.peer, one.window) == (peer, window)]:
-            del self._pages[heading]
+        self._pages.pop((peer, window), None)
 
     def refuse_if_full(self) -> None:
         """Raise UnavailableError while so much is unrecorded that nothing may be added."""

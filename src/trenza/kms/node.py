@@ -76,6 +76,9 @@ from trenza.wire.peer import (
 
 _OTHERS_EVERY = Seconds(5.0)
 
+_WINDOWS_AT_ONCE = 4_096
+"""Slots asked for by one message ahead of need, so that a request that lacks one need not wait for all of them."""
+
 _SOON = Seconds(0.05)
 """The shortest pause between two turns of a task that was woken early."""
 
@@ -308,6 +311,8 @@ class Node:
         settings = self.ctx.settings
         for peer in peers:
             wanted["beat", peer] = (settings.beat_interval, partial(self._beat, peer))
+            if peer in partners:
+                wanted["windows", peer] = (settings.beat_interval, partial(self._windows, peer))
             if self.ctx.leads(peer):
                 wanted["lead", peer] = (settings.fill_interval, partial(self._lead, peer, fills=peer in partners))
         for link in links:
@@ -394,15 +399,27 @@ class Node:
 
     async def _ask_windows(self, peer: NodeId) -> None:
         """Ask for windows of every kind of which too few slots are held."""
-        async with self.pools.pair(peer).asking:
-            for kind, slots in self.demand.windows_to_ask(peer):
-                await self._ask_window(peer, kind, slots)
+        asking = self.pools.pair(peer).asking
+        for kind in self.demand.kinds(peer):
+            async with asking:
+                slots = dict(self.demand.windows_to_ask(peer)).get(kind, 0)
+                more = slots > 0 and await self._ask_window(peer, kind, min(slots, _WINDOWS_AT_ONCE))
+            while more and (slots := slots - _WINDOWS_AT_ONCE) > 0:
+                async with asking:
+                    more = await self._ask_window(peer, kind, min(slots, _WINDOWS_AT_ONCE))
 
-    async def _ask_window(self, peer: NodeId, kind: StrandKind, slots: int) -> None:
-        """Ask for a window of one kind and take it over."""
+    async def _windows(self, peer: NodeId) -> bool:
+        """Have windows ahead of need."""
+        if self.sessions.has_lease(peer):
+            await self._ask_windows(peer)
+        return False
+
+    async def _ask_window(self, peer: NodeId, kind: StrandKind, slots: int) -> bool:
+        """Ask for a window of one kind and take it over; tell whether there was one."""
         ctx = self.ctx
-        await self.pools.open_next(peer)
         oldest = max(0, ctx.clock.now() - nanoseconds(Seconds(float(kind.max_age_s))))
+        accept = kind.acceptance(oldest=Nanoseconds(oldest))
+        await self.pools.open_next(peer, full=kind.full, accept=accept)
         request = WindowRequest(
             ctx.session(peer).id, kind.full, kind.max_hops, tuple(sorted(kind.relays)), oldest, slots
         )
@@ -410,11 +427,12 @@ class Node:
         if not isinstance(answer, WindowAnswer):
             raise RemoteProtocolError(f"node {peer} answered a window request with {type(answer).__name__}")
         if not answer.grants:
-            accept = kind.acceptance(oldest=Nanoseconds(oldest))
             await self.pools.write_off_ungrantable(peer, full=kind.full, accept=accept)
-        for segment in await self.pools.accept(peer, answer.grants):
-            if not self.fill.is_making(segment):
+        for segment in dict.fromkeys(await self.pools.accept(peer, answer.grants)):
+            await self.fill.until_made(segment)
+            if await self.pools.accept(peer, [grant for grant in answer.grants if grant.segment == segment]):
                 await ctx.peers.call(peer, SegmentDrop(segment), timeout=ctx.settings.call_timeout)
+        return bool(answer.grants)
 
     async def _lead(self, peer: NodeId, *, fills: bool) -> bool:
         """Open the session when there is none, and fill what is wanted; one exchange at a time."""
@@ -490,8 +508,10 @@ class Node:
         return False
 
     def _restock(self, peer: NodeId) -> None:
-        self.kick("beat", peer)
-        self.kick("lead", peer)
+        self.kick("windows", peer)
+        if self.demand.is_low(peer):
+            self.kick("beat", peer)
+            self.kick("lead", peer)
 
     def _refill(self, peer: NodeId, full: bool, accept: Accept) -> bool:
         """Reserve slots in the background; tell whether there is one."""

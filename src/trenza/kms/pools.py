@@ -29,8 +29,10 @@ from trenza.core.slot_set import SlotSet
 from trenza.core.window import HeldWindow, IssuerPool, IssuerWindow
 from trenza.kms import rows
 from trenza.kms.context import Context
+from trenza.kms.held import Holding
 from trenza.kms.journal import Journal, doubtful_entry
 from trenza.kms.ports import Append, Change, Delete, DeletePrefix, Expect, Insert, Put, Table
+from trenza.kms.stock import Accept, Segment, Stock
 from trenza.wire.peer import StockMark, WindowGrant, WindowMark
 
 _ATTEMPTS = 8
@@ -38,38 +40,12 @@ _ATTEMPTS = 8
 
 
 @dataclass(slots=True)
-class Segment:
-    """A segment of one pair that both ends hold."""
-
-    id: bytes
-    peer: NodeId
-    facts: SegmentFacts
-    mine: SlotSet  # slots that this node may still grant to the peer, or cede to itself
-    theirs: SlotSet  # slots that it has not seen given to anybody: it may be granted these, or asked to hold them
-    users: int = 0  # stories that need it right now
-    open: OpenSegment | None = None
-
-    @staticmethod
-    def fresh(peer: NodeId, facts: SegmentFacts, *, granted: int = 0) -> Segment:
-        """Return a segment of which its holder has granted so many slots, and nothing was ceded."""
-        rest = SlotSet.of(granted, facts.record.slots - granted)
-        issues = facts.record.issuer != peer
-        mine, theirs = (SlotSet(), rest) if issues else (rest, SlotSet())
-        return Segment(facts.record.segment, peer, facts, mine, theirs)
-
-    @property
-    def unused(self) -> int:
-        """Return the slots that may still become somebody's to issue."""
-        return len(self.mine) + len(self.theirs)
-
-
-@dataclass(slots=True)
 class Pair:
     """What this node shares with one other node."""
 
-    segments: dict[bytes, Segment] = field(default_factory=dict)
+    segments: Stock = field(default_factory=Stock)
     issuer: IssuerPool = field(default_factory=IssuerPool)
-    held: dict[int, HeldWindow] = field(default_factory=dict)
+    held: Holding = field(default_factory=Holding)
     next_window: int = 0
     reserving: asyncio.Lock = field(default_factory=asyncio.Lock)
     asking: asyncio.Lock = field(default_factory=asyncio.Lock)  # one asks for windows at a time: grants have an order
@@ -86,7 +62,10 @@ class Pools:
         self.may_reserve: Callable[[], bool] = lambda: True  # not while an instance does not know who leads
 
     def pair(self, peer: NodeId) -> Pair:
-        return self._pairs.setdefault(peer, Pair())
+        pair = self._pairs.get(peer)
+        if pair is None:
+            pair = self._pairs[peer] = Pair()
+        return pair
 
     @property
     def peers(self) -> list[NodeId]:
@@ -97,13 +76,13 @@ class Pools:
     async def load(self) -> None:
         """Read what the last incarnation left. Windows to issue from are dropped: fresh ones come with a session."""
         store = self._ctx.store
-        for key, value in await store.scan(Table.SEGMENT):
+        for _, value in await store.scan(Table.SEGMENT):
             row = rows.decode(value, rows.SegmentRow)
             peer = NodeId(row.peer)
             segment = Segment.fresh(peer, SegmentFacts.of(row.record), granted=row.granted)
             if row.mine is not None and row.theirs is not None:
                 segment.mine, segment.theirs = SlotSet(row.mine), SlotSet(row.theirs)
-            self.pair(peer).segments[key] = segment
+            self.pair(peer).segments.add(segment)
         for key, value in await store.scan(Table.META, rows.WINDOWS):
             pair = self.pair(NodeId(key[len(rows.WINDOWS) :].decode()))
             pair.next_window = rows.decode(value, rows.WindowsRow).given
@@ -115,7 +94,12 @@ class Pools:
             peer, rest = rows.split_peer(key)
             window = self.pair(peer).held.get(int.from_bytes(rest[:4], "big"))
             if window is not None:
-                window.delivered.add(int.from_bytes(rest[4:], "big"))
+                slot = int.from_bytes(rest[4:], "big")
+                window.delivered.add(slot)
+                window.void.discard(slot)
+        for pair in self._pairs.values():
+            for window in pair.held.values():
+                pair.held.settle(window)
         doubtful += await self._doubtful_deliveries()
         now = self._ctx.clock.now()
         changes: list[Change] = [doubtful_entry(now, record) for record in doubtful]
@@ -161,7 +145,7 @@ class Pools:
         held.life = row.life
         if row.issued:
             held.marks.append((row.issued, self._ctx.clock.now()))
-        pair.held[number] = held
+        pair.held.add(held)
 
     async def drop_all(self) -> None:
         """Forget every strand: this node cannot prove that its memory is whole."""
@@ -179,8 +163,7 @@ class Pools:
         keep = frozenset(segments)
         pair = self.pair(peer)
         for segment in [one for one in pair.segments.values() if one.id not in keep]:
-            held = any(window.facts is segment.facts for window in pair.held.values())
-            if peer_is_whole and held:
+            if peer_is_whole and pair.held.needs(segment.id):
                 await self._finish(segment)
             else:
                 await self.drop_segment(segment)
@@ -189,20 +172,19 @@ class Pools:
         """Close a segment that the peer holds no more; keys it issued of it stay to be fetched until they expire."""
         segment.mine = segment.theirs = SlotSet()
         changes: list[Change] = [self.segment_row(segment), *self._drop_issuing(segment)]
-        now = self._ctx.clock.now()
-        for window in self.pair(segment.peer).held.values():
-            if window.facts is segment.facts and window.closed is None:
-                window.closed = now
+        held = self.pair(segment.peer).held
+        for window in held.of_segment(segment.id):
+            if window.closed is None:
+                held.close(window, self._ctx.clock.now())
                 changes.append(self.held_row(segment.peer, window))
         await self._journal.flush()
         await self._ctx.store.commit(changes)
 
     def renew_incarnation(self, peer: NodeId) -> None:
         """The peer started anew: what it may have issued in its last life is closed now and expires in its time."""
-        now = self._ctx.clock.now()
-        for window in self.pair(peer).held.values():
-            if window.closed is None:
-                window.closed = now
+        held = self.pair(peer).held
+        for window in held.open:
+            held.close(window, self._ctx.clock.now())
 
     # --- segments
 
@@ -225,7 +207,7 @@ class Pools:
         except BaseException:
             await self._ctx.sealer.erase([sealed.handle])
             raise
-        self.pair(peer).segments[segment.id] = segment
+        self.pair(peer).segments.add(segment)
         self._ctx.counters["segments_filled"] += 1
         self._ctx.counters["slots_filled"] += facts.record.slots
 
@@ -238,11 +220,12 @@ class Pools:
     async def drop_segment(self, segment: Segment) -> None:
         """Destroy a segment: its own key first, then its rows."""
         pair = self.pair(segment.peer)
-        if pair.segments.pop(segment.id, None) is None:
+        if pair.segments.get(segment.id) is None:
             return
+        pair.segments.remove(segment.id)
         changes: list[Change] = [Delete(Table.SEGMENT, segment.id), Delete(Table.SEGMENT_BYTES, segment.id)]
         changes += self._drop_issuing(segment)
-        for held in [window for window in pair.held.values() if window.facts is segment.facts]:
+        for held in pair.held.of_segment(segment.id):
             changes += self.forget_held(segment.peer, held)
         await self._erase(segment)
         await self._journal.flush()  # the rows say until then what may lack a record
@@ -251,14 +234,20 @@ class Pools:
     def _drop_issuing(self, segment: Segment) -> list[Change]:
         """Let go of the windows of a segment that this node issues from."""
         pair = self.pair(segment.peer)
-        changes: list[Change] = []
-        for window in [one for one in pair.issuer if one.facts is segment.facts]:
-            pair.issuer.remove(window.number)
-            changes.append(Delete(Table.WINDOW, rows.window_key(rows.ISSUER, segment.peer, window.number)))
-        return changes
+        windows = [one for one in pair.issuer if one.facts is segment.facts]
+        return [self._let_issuing_go(segment.peer, window) for window in windows]
+
+    def _let_issuing_go(self, peer: NodeId, window: IssuerWindow) -> Change:
+        """Issue no more from a window; say what to delete."""
+        pair = self.pair(peer)
+        pair.issuer.remove(window.number)
+        pair.segments.look_again(window.facts.record.segment)
+        return Delete(Table.WINDOW, rows.window_key(rows.ISSUER, peer, window.number))
 
     def forget_held(self, peer: NodeId, held: HeldWindow) -> list[Change]:
-        del self.pair(peer).held[held.number]
+        pair = self.pair(peer)
+        pair.held.remove(held.number)
+        pair.segments.look_again(held.facts.record.segment)
         self._journal.forget(peer, held.number)
         key = rows.window_key(rows.HOLDER, peer, held.number)
         return [Delete(Table.WINDOW, key), DeletePrefix(Table.DELIVERED, key[1:])]
@@ -331,8 +320,7 @@ class Pools:
 
     def know(self, peer: NodeId, facts: SegmentFacts) -> None:
         """Take note of a segment of which the lead has windows; this instance grants nothing of it."""
-        segment = Segment(facts.record.segment, peer, facts, SlotSet(), SlotSet())
-        self.pair(peer).segments[segment.id] = segment
+        self.pair(peer).segments.add(Segment(peer, facts))
 
     def follow_held(self, peer: NodeId, number: int, row: rows.HeldWindowRow) -> None:
         """Take in how a window that the lead has granted stands now."""
@@ -343,7 +331,8 @@ class Pools:
         held.mark(row.issued, self._ctx.clock.now())
         held.count = row.count
         held.closed = None if row.closed is None else Nanoseconds(row.closed)
-        held.void.update(row.void)
+        held.void.update(slot for slot in row.void if slot not in held.delivered)
+        self.pair(peer).held.settle(held)
 
     async def share_window(self, peer: NodeId, number: int, row: rows.IssuerWindowRow) -> bool:
         """Issue from a window that the lead was granted; tell whether its strands could be opened."""
@@ -365,7 +354,7 @@ class Pools:
         """Let go of the strands of segments that no window names any more."""
         for pair in self._pairs.values():
             for segment in [one for one in pair.segments.values() if not one.users and not self._in_use(pair, one)]:
-                del pair.segments[segment.id]
+                pair.segments.remove(segment.id)
                 if segment.open is not None:
                     segment.open.wipe()
 
@@ -383,22 +372,20 @@ class Pools:
             prefix = rows.window_key(b"", peer, window.number)
             found = await self._ctx.store.scan(Table.DELIVERED, prefix)
             window.delivered.update(int.from_bytes(key[len(prefix) :], "big") for key, _ in found)
+            window.void -= window.delivered
+            self.pair(peer).held.settle(window)
 
     # --- windows
 
-    async def grant(
-        self, peer: NodeId, *, full: bool, slots: int, accept: Callable[[SegmentFacts], bool]
-    ) -> tuple[WindowGrant, ...]:
+    async def grant(self, peer: NodeId, *, full: bool, slots: int, accept: Accept) -> tuple[WindowGrant, ...]:
         """Grant up to `slots` slots of segments that `peer` issues from: durable before the answer leaves."""
         pair = self.pair(peer)
         grants: list[WindowGrant] = []
         changes: list[Change] = []
         missing = slots
-        for segment in pair.segments.values():
+        for segment in pair.segments.giving(mine=True, full=full, accept=accept):
             if missing <= 0:
                 break
-            if segment.facts.full is not full or not segment.mine or not accept(segment.facts):
-                continue
             while missing > 0 and segment.mine:
                 first, count = segment.mine.lowest(missing)
                 segment.mine = segment.mine.without(first, count)
@@ -415,7 +402,7 @@ class Pools:
         session = self._ctx.sessions.get(segment.peer)
         held = HeldWindow(self._next_number(pair), segment.facts, first, count, self._ctx.clock.now())
         held.life = b"" if session is None else session.theirs.nonce
-        pair.held[held.number] = held
+        pair.held.add(held)
         row = self.held_row(segment.peer, held)
         changes.append(Insert(Table.WINDOW, row.key, row.value))
         return held
@@ -449,16 +436,21 @@ class Pools:
         """
         pair = self.pair(peer)
         unknown: list[bytes] = []
+        fresh: list[tuple[Segment, WindowGrant]] = []
+        fault: RemoteProtocolError | None = None
         for grant in grants:
             segment = pair.segments.get(grant.segment)
             if segment is None:
                 unknown.append(grant.segment)
-                continue
-            if not segment.theirs.covers(grant.first, grant.count):
-                raise RemoteProtocolError(f"node {peer} granted slots that it had granted before")
-            segment.theirs = segment.theirs.without(grant.first, grant.count)
-            if not await self.take_over(segment, grant):
-                unknown.append(segment.id)
+            elif not segment.theirs.covers(grant.first, grant.count):
+                fault = RemoteProtocolError(f"node {peer} granted slots that it had granted before")
+                break
+            else:
+                segment.theirs = segment.theirs.without(grant.first, grant.count)
+                fresh.append((segment, grant))
+        unknown += await self._take_over(peer, fresh)
+        if fault is not None:
+            raise fault
         return unknown
 
     async def take_over(self, segment: Segment, grant: WindowGrant) -> bool:
@@ -467,29 +459,43 @@ class Pools:
         Raises:
             RemoteProtocolError: a window of that number is held already: the peer has gone back in time.
         """
-        peer = segment.peer
-        window = IssuerWindow(grant.window, segment.facts, grant.first, grant.count, grant.first, grant.first)
-        row = self._issuer_row(peer, window, window.reserved)
+        return not await self._take_over(segment.peer, [(segment, grant)])
+
+    async def _take_over(self, peer: NodeId, fresh: Sequence[tuple[Segment, WindowGrant]]) -> list[bytes]:
+        """Take over windows by one commit; return the segments whose strands could not be opened."""
+        if not fresh:
+            return []
+        windows: list[tuple[Segment, IssuerWindow]] = []
+        changes: list[Change] = []
+        for segment, grant in fresh:
+            window = IssuerWindow(grant.window, segment.facts, grant.first, grant.count, grant.first, grant.first)
+            row = self._issuer_row(peer, window, window.reserved)
+            windows.append((segment, window))
+            changes.append(Insert(Table.WINDOW, row.key, row.value))
+        changes += [self.segment_row(one) for one in {segment.id: segment for segment, _ in fresh}.values()]
         try:
-            await self._ctx.store.commit([Insert(Table.WINDOW, row.key, row.value), self.segment_row(segment)])
+            await self._ctx.store.commit(changes)
         except ConflictError:
             raise RemoteProtocolError(f"node {peer} gave a window a number that it had given before") from None
-        if not await self._opens(segment):
-            return False
-        try:
-            self.pair(peer).issuer.add(window)
-        except ValueError as error:
-            raise RemoteProtocolError(f"node {peer}: {error}") from None
-        return True
+        unreadable: list[bytes] = []
+        for segment, window in windows:
+            if not await self._opens(segment):
+                unreadable.append(segment.id)
+                continue
+            try:
+                self.pair(peer).issuer.add(window)
+            except ValueError as error:
+                raise RemoteProtocolError(f"node {peer}: {error}") from None
+        return unreadable
 
-    async def open_next(self, peer: NodeId) -> None:
+    async def open_next(self, peer: NodeId, *, full: bool, accept: Accept) -> None:
         """Open a segment whose windows may come next, before any are asked for: without it they would be given up.
 
         Raises:
             StoreUnavailableError: the disk or the node key's token is away; this is no time to ask.
         """
-        sealed = (one for one in self.pair(peer).segments.values() if one.open is None and one.theirs)
-        if (segment := next(sealed, None)) is not None:
+        coming = self.pair(peer).segments.giving(mine=False, full=full, accept=accept)
+        if (segment := next((one for one in coming if one.open is None), None)) is not None:
             await self._opens(segment)
 
     async def _opens(self, segment: Segment) -> bool:
@@ -508,9 +514,7 @@ class Pools:
             await self.drop_segment(segment)
         return self.pair(segment.peer).segments.get(segment.id) is segment
 
-    async def write_off_ungrantable(
-        self, peer: NodeId, *, full: bool, accept: Callable[[SegmentFacts], bool]
-    ) -> None:
+    async def write_off_ungrantable(self, peer: NodeId, *, full: bool, accept: Accept) -> None:
         """Count no longer as stock what the peer, asked for such windows, does not grant: something was lost.
 
         A segment that is as young as a call may last can still be under way.
@@ -518,9 +522,8 @@ class Pools:
         patience = 2 * nanoseconds(self._ctx.settings.call_timeout)
         oldest = self._ctx.clock.now() - patience
         changes: list[Change] = []
-        for segment in self.pair(peer).segments.values():
-            facts = segment.facts
-            if segment.theirs and facts.full is full and facts.record.created < oldest and accept(facts):
+        for segment in self.pair(peer).segments.giving(mine=False, full=full, accept=accept):
+            if segment.facts.record.created < oldest:
                 self._ctx.counters["slots_ungrantable"] += len(segment.theirs)
                 segment.theirs = SlotSet()
                 changes.append(self.segment_row(segment))
@@ -528,7 +531,14 @@ class Pools:
             await self._ctx.store.commit(changes)
 
     async def reserve(
-        self, peer: NodeId, wanted: int, *, full: bool, slots: int = 1, accept: Callable[[SegmentFacts], bool]
+        self,
+        peer: NodeId,
+        wanted: int | Callable[[], int],
+        *,
+        full: bool,
+        slots: int = 1,
+        accept: Accept,
+        keys: int = 0,
     ) -> int:
         """Give slots up durably, by one commit, so that `wanted` of them can be taken without another.
 
@@ -537,10 +547,11 @@ class Pools:
 
         Args:
             peer: of the pair.
-            wanted: slots in hand, with those that are already.
+            wanted: slots in hand, with those that are already; asked when it is this caller's turn.
             full: with QKD strands or without.
             slots: of one key.
             accept: of the windows.
+            keys: that the caller waits for; if a commit of others has brought so many, it needs none of its own.
 
         Returns:
             The slots that came into hand; 0 where there were enough, or where there are no more.
@@ -551,7 +562,10 @@ class Pools:
         pair = self.pair(peer)
         async with pair.reserving:
             for _ in range(_ATTEMPTS):
-                marks = pair.issuer.reservable(wanted, full=full, slots=slots, accept=accept)
+                if keys and pair.issuer.has_keys(keys, full=full, slots=slots, accept=accept):
+                    return 0
+                missing = wanted if isinstance(wanted, int) else max(wanted(), keys * slots)
+                marks = pair.issuer.reservable(missing, full=full, slots=slots, accept=accept)
                 if not marks or not self.may_reserve():
                     return 0
                 try:
@@ -632,9 +646,7 @@ class Pools:
             for window in list(pair.issuer):
                 segment = pair.segments[window.facts.record.segment]
                 segment.theirs = segment.theirs.with_range(window.next, window.left)
-                pair.issuer.remove(window.number)
-                changes.append(Delete(Table.WINDOW, rows.window_key(rows.ISSUER, peer, window.number)))
-                changes.append(self.segment_row(segment))
+                changes += [self._let_issuing_go(peer, window), self.segment_row(segment)]
         await self._journal.flush()
         if changes:
             await self._ctx.store.commit(changes)
@@ -658,6 +670,7 @@ class Pools:
             window.mark(mark.issued, now)
             inside = range(window.first, window.first + window.count)
             window.void.update(slot for slot in mark.void if slot in inside and slot not in window.delivered)
+            pair.held.settle(window)
             changes.append(self.held_row(peer, window))
         if changes:
             await self._ctx.store.commit(changes)
@@ -667,9 +680,10 @@ class Pools:
         now = self._ctx.clock.now()
         patience = 2 * nanoseconds(self._ctx.settings.call_timeout)
         changes: list[Change] = []
-        for window in self.pair(peer).held.values():
-            if window.closed is None and window.number not in known and now - window.granted > patience:
-                window.closed = now
+        held = self.pair(peer).held
+        for window in held.open:
+            if window.number not in known and now - window.granted > patience:
+                held.close(window, now)
                 changes.append(self.held_row(peer, window))
         return changes
 
@@ -688,26 +702,20 @@ class Pools:
 
     # --- stock
 
-    def issuable(self, peer: NodeId, *, full: bool, accept: Callable[[SegmentFacts], bool] | None = None) -> int:
+    def issuable(self, peer: NodeId, *, full: bool, accept: Accept | None = None) -> int:
         """Return the slots this node can issue to `peer` without another window."""
         return self.pair(peer).issuer.available(full=full, accept=accept)
 
-    def ungranted(
-        self, peer: NodeId, issuer: NodeId, *, full: bool, accept: Callable[[SegmentFacts], bool] | None = None
-    ) -> int:
+    def ungranted(self, peer: NodeId, issuer: NodeId, *, full: bool, accept: Accept | None = None) -> int:
         """Return the slots of ready segments that the other node may still grant to `issuer`."""
-        return sum(
-            len(segment.mine if issuer == peer else segment.theirs)
-            for segment in self.pair(peer).segments.values()
-            if segment.facts.full is full and (accept is None or accept(segment.facts))
-        )
+        return self.pair(peer).segments.slots(mine=issuer == peer, full=full, accept=accept)
 
-    def unissued(self, peer: NodeId, *, full: bool, accept: Callable[[SegmentFacts], bool]) -> int:
+    def unissued(self, peer: NodeId, *, full: bool, accept: Accept) -> int:
         """Return the slots granted to `peer` that it has not issued yet, as far as it has said."""
         return sum(
             window.count - window.issued
-            for window in self.pair(peer).held.values()
-            if window.closed is None and window.facts.full is full and accept(window.facts)
+            for window in self.pair(peer).held.open
+            if window.facts.full is full and accept(window.facts)
         )
 
     # --- upkeep
@@ -723,27 +731,23 @@ class Pools:
         pair = self.pair(peer)
         now = self._ctx.clock.now()
         changes: list[Change] = []
-        for held in list(pair.held.values()):
-            if pair.segments[held.facts.record.segment].users:
-                continue
-            expired = held.closed is not None and now - held.closed > key_lifetime
-            if held.spent or expired:
+        for held in pair.held.over(Nanoseconds(now - key_lifetime)):
+            if not pair.segments[held.facts.record.segment].users:
                 self._ctx.counters["slots_expired"] += max(0, held.issued - len(held.delivered | held.void))
                 changes += self.forget_held(peer, held)
-        oldest = {full: now - nanoseconds(age) for full, age in max_age.items()}
+        oldest = {full: Nanoseconds(now - nanoseconds(age)) for full, age in max_age.items()}
         for aged in [window for window in pair.issuer if window.facts.record.created < oldest[window.facts.full]]:
-            pair.issuer.remove(aged.number)
             self._ctx.counters["slots_aged"] += aged.left
-            changes.append(Delete(Table.WINDOW, rows.window_key(rows.ISSUER, peer, aged.number)))
+            changes.append(self._let_issuing_go(peer, aged))
         if changes:
             await self._journal.flush()
             await self._ctx.store.commit(changes)
-        in_use = {window.facts.record.segment for window in (*pair.issuer, *pair.held.values())}
-        for segment in list(pair.segments.values()):
-            if segment.users or segment.id in in_use:
-                continue
-            over = not segment.unused or segment.facts.record.created < oldest[segment.facts.full]
-            if over and not self._in_use(pair, segment):  # a window may have come while another was dropped
+        over = pair.segments.maybe_over()
+        over += [one for full, moment in oldest.items() for one in pair.segments.made_before(moment, full=full)]
+        for segment in over:
+            if segment.users:
+                pair.segments.look_again(segment.id)
+            elif not self._in_use(pair, segment):  # a window may have come while another was dropped
                 await self.drop_segment(segment)
 
     async def retire_issued(self, peer: NodeId, told: Sequence[WindowMark]) -> None:
@@ -751,20 +755,18 @@ class Pools:
         pair = self.pair(peer)
         changes: list[Change] = []
         for mark in told:
-            window = next((one for one in pair.issuer if one.number == mark.window), None)
+            window = pair.issuer.get(mark.window)
             if window is None or window.left or mark.issued < window.count or len(mark.void) < len(window.void):
                 continue
-            pair.issuer.remove(window.number)
             self._journal.forget(peer, window.number)
-            changes.append(Delete(Table.WINDOW, rows.window_key(rows.ISSUER, peer, window.number)))
+            changes.append(self._let_issuing_go(peer, window))
         if changes:
             await self._journal.flush()
             await self._ctx.store.commit(changes)
 
     @staticmethod
     def _in_use(pair: Pair, segment: Segment) -> bool:
-        issuing = any(window.facts is segment.facts for window in pair.issuer)
-        return issuing or any(window.facts is segment.facts for window in pair.held.values())
+        return pair.held.needs(segment.id) or any(window.facts is segment.facts for window in pair.issuer)
 
 
 def _doubtful(deed: str, segment: bytes, peer: NodeId, window: int, missing: Iterable[int]) -> list[DoubtfulRecord]:

@@ -222,7 +222,7 @@ class Second:
             peer, rest = rows.split_peer(key[1:])
             number = int.from_bytes(rest, "big")
             if key[:1] == rows.HOLDER:
-                self.node.pools.pair(peer).held.pop(number, None)
+                self.node.pools.pair(peer).held.remove(number)
                 self.node.journal.forget(peer, number)
             else:
                 self._end_issuer(peer, number)

@@ -6,9 +6,11 @@ key is braided. Who may ask is decided by `kms.deliver`.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from trenza.base.errors import ConflictError, TrenzaError, UnauthorisedError, UnknownKeyError
@@ -18,11 +20,22 @@ from trenza.base.units import NANOSECONDS_PER_SECOND, Bits, Nanoseconds, Seconds
 from trenza.core.binding import KEY_ID_BYTES, BindingInfo
 from trenza.core.choice import StrandKind
 from trenza.core.delivery import DeliveredKey, KeyFacts
-from trenza.core.keyid import KeyAddress, pair_binding, pair_handle, read_key_id, verify_key_id
+from trenza.core.keyid import (
+    KeyAddress,
+    pair_binding,
+    pair_handle,
+    read_key_id,
+    read_packed,
+    slot_of,
+    verify_key_id,
+    verify_packed,
+    window_of,
+    without_slot,
+)
 from trenza.core.plan import KeyPlan
 from trenza.core.policy import Policy, SaeEntry
 from trenza.core.recipe import Recipe, recipe_of_code
-from trenza.core.segment import SegmentFacts
+from trenza.core.segment import OpenSegment, SegmentFacts
 from trenza.core.strand import Origin
 from trenza.core.window import HeldWindow
 from trenza.kms.context import Context
@@ -31,6 +44,8 @@ from trenza.kms.journal import Heading, Journal, Page
 from trenza.kms.pools import Pools
 from trenza.kms.ports import Change, Exists, Insert, Table
 from trenza.kms.rows import HOLDER, delivered_key, window_key
+
+_MOST_TILLS: Final = 4_096
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,19 +72,93 @@ class Pair:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Till:
+    """Makes the target's copies of the keys of one pair, recipe and size out of one held window.
+
+    All that these have in common is looked up once.
+    """
+
+    __slots__ = (
+        "_expires",
+        "_facts",
+        "_journal",
+        "_opened",
+        "_page",
+        "_plan",
+        "_tls_group",
+        "is_in_policy",
+        "lifetime",
+        "pair",
+        "recipe",
+        "size",
+        "slots",
+        "window",
+    )
+
+    def __init__(self, pair: Pair, recipe: Recipe, size: Bits, window: HeldWindow, journal: Journal) -> None:
+        self.pair = pair
+        self.recipe = recipe
+        self.size = size
+        self.slots = recipe.slots_for(size)
+        self.window = window
+        self.lifetime = nanoseconds(Seconds(float(pair.policy.key_lifetime_s)))
+        self.is_in_policy = recipe in pair.policy.recipes and (
+            not recipe.needs_qkd
+            or StrandKind.of(pair.policy, full=True).acceptance(oldest=Nanoseconds(0))(window.facts)
+        )
+        self._journal = journal
+        self._tls_group = ""
+        self._page: Page | None = None
+        self._opened: OpenSegment | None = None
+        self._plan: KeyPlan
+        self._expires = -1  # in seconds; keys of one second share their facts
+        self._facts: KeyFacts
+
+    def key(self, segment: OpenSegment, slot: int, key_id: UUID, now: Nanoseconds, tls_group: str) -> DeliveredKey:
+        """Make the key whose delivery is durable, and note it."""
+        pair, facts = self.pair, self.window.facts
+        if segment is not self._opened:
+            self._plan = KeyPlan(segment, binding_of(pair, self.recipe, self.size, facts))
+            self._opened = segment
+        if self._page is None or tls_group != self._tls_group:
+            self._tls_group, self._page = tls_group, self._journal.page(self._heading(tls_group))
+        self._page.note(slot, now)
+        key = self._plan.key(slot, key_id.bytes)
+        issued = self.window.heard_at(slot) or now
+        expires = (issued + self.lifetime) // NANOSECONDS_PER_SECOND
+        if expires != self._expires:
+            self._expires, self._facts = expires, facts_of(self.recipe, self.size, facts, issued, pair.policy)
+        return DeliveredKey(key_id, Secret(key), self._facts)
+
+    def _heading(self, tls_group: str) -> Heading:
+        return Heading(
+            "delivered",
+            self.pair.initiator.node,
+            self.window.number,
+            self.window.facts.record.segment,
+            self.pair.initiator.name,
+            self.pair.target.name,
+            self.recipe,
+            self.size,
+            self.pair.policy,
+            tls_group,
+        )
+
+
+class Found(NamedTuple):
     """The slots that a key ID names, held for one delivery."""
 
     key_id: UUID
-    pair: Pair
-    address: KeyAddress
-    recipe: Recipe
-    window: HeldWindow = field(repr=False)
+    till: Till
+    slot: int  # the first of them
+
+    @property
+    def window(self) -> HeldWindow:
+        return self.till.window
 
     @property
     def slots(self) -> range:
-        return range(self.address.slot, self.address.slot + self.recipe.slots_for(self.address.size))
+        return range(self.slot, self.slot + self.till.slots)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +179,7 @@ class Slots:
         self._id_keys = id_keys
         self._pools = pools
         self._journal = journal
+        self._tills: OrderedDict[tuple[Pair, int], Till] = OrderedDict()
 
     # --- fetching
 
@@ -122,25 +212,38 @@ class Slots:
     def _locate(self, pairs: Sequence[Pair], key_id: UUID) -> Found | None:
         peer = pairs[0].initiator.node
         for keys in self._id_keys.fetchable(peer):
-            address = read_key_id(key_id, keys.theirs)
+            packed = read_packed(key_id.int, keys.theirs)
             for pair in pairs:
-                if not verify_key_id(key_id, address, keys.theirs, binding=pair.binding):
+                if not verify_packed(key_id.int, packed, keys.theirs, binding=pair.binding):
                     continue
-                window = self._pools.pair(peer).held.get(address.window)
-                if window is None:
+                till = self._till(pair, packed)
+                if till is None:
                     return None
-                found = Found(key_id, pair, address, recipe_of_code(address.recipe), window)
-                return found if self._is_in_policy(found) else None
+                if till.is_in_policy:
+                    return Found(key_id, till, slot_of(packed))
+                self._ctx.counters["keys_outside_policy"] += 1
+                return None
         return None
 
-    def _is_in_policy(self, found: Found) -> bool:
-        """Tell whether the issuing node kept to the officer's policy; its word is not taken for it (decision 13)."""
-        policy, recipe = found.pair.policy, found.recipe
-        suits = StrandKind.of(policy, full=recipe.needs_qkd).acceptance(oldest=Nanoseconds(0))
-        if recipe in policy.recipes and (not recipe.needs_qkd or suits(found.window.facts)):
-            return True
-        self._ctx.counters["keys_outside_policy"] += 1
-        return False
+    def _till(self, pair: Pair, packed: int) -> Till | None:
+        """Return the till for a genuine address; None where its window is not held.
+
+        It tells whether the issuing node kept to the officer's policy; its word is not taken for it (decision 13).
+        """
+        window = self._pools.pair(pair.initiator.node).held.get(window_of(packed))
+        if window is None:
+            return None
+        wanted = (pair, without_slot(packed))
+        till = self._tills.get(wanted)
+        if till is not None and till.window is window:
+            self._tills.move_to_end(wanted)
+            return till
+        address = KeyAddress.unpack(packed)
+        till = Till(pair, recipe_of_code(address.recipe), address.size, window, self._journal)
+        self._tills[wanted] = till
+        if len(self._tills) > _MOST_TILLS:
+            self._tills.popitem(last=False)
+        return till
 
     def _is_of_other(self, pair: Pair, key_id: UUID) -> bool:
         owner = self.owner(key_id)
@@ -166,9 +269,8 @@ class Slots:
         return None if held is None else held.facts.record.segment
 
     def _is_alive(self, found: Found) -> bool:
-        heard = found.window.heard_at(found.address.slot)
-        lifetime = nanoseconds(Seconds(float(found.pair.policy.key_lifetime_s)))
-        return heard is None or self._ctx.clock.now() - heard <= lifetime
+        heard = found.window.heard_at(found.slot)
+        return heard is None or self._ctx.clock.now() - heard <= found.till.lifetime
 
     @staticmethod
     def release(found: Iterable[Found]) -> None:
@@ -187,7 +289,7 @@ class Slots:
         if self._journal.is_full:
             self.release(found)
             self._journal.refuse_if_full()
-        peer = found[0].pair.initiator.node
+        peer = found[0].till.pair.initiator.node
         windows = {one.window.number for one in found}
         changes: list[Change] = [  # a window that was forgotten took the marks of its deliveries along
             Exists(Table.WINDOW, window_key(HOLDER, peer, number)) for number in sorted(windows)
@@ -197,6 +299,7 @@ class Slots:
             for one in found
             for slot in one.slots
         ]
+        held = self._pools.pair(peer).held
         with self._pools.using(peer, (one.window.facts.record.segment for one in found)):
             try:
                 await self._ctx.store.commit(changes)
@@ -206,32 +309,13 @@ class Slots:
             except TrenzaError:
                 self._ctx.counters["keys_doubtful"] += len(found)
                 raise
-            return [await self._braid_found(one, tls_group) for one in found]
+            for one in found:
+                held.settle(one.window)
+            return [await self._made(peer, one, tls_group) for one in found]
 
-    async def _braid_found(self, one: Found, tls_group: str) -> DeliveredKey:
-        pair, facts, size = one.pair, one.window.facts, one.address.size
-        segment = await self._pools.opened(pair.initiator.node, facts.record.segment)
-        now = self._ctx.clock.now()
-        self._page(one, tls_group).note(one.address.slot, now)
-        key = KeyPlan(segment, binding_of(pair, one.recipe, size, facts)).key(one.address.slot, one.key_id.bytes)
-        issued = one.window.heard_at(one.address.slot) or now
-        return DeliveredKey(one.key_id, Secret(key), facts_of(one.recipe, size, facts, issued, pair.policy))
-
-    def _page(self, one: Found, tls_group: str) -> Page:
-        return self._journal.page(
-            Heading(
-                "delivered",
-                one.pair.initiator.node,
-                one.window.number,
-                one.window.facts.record.segment,
-                one.pair.initiator.name,
-                one.pair.target.name,
-                one.recipe,
-                one.address.size,
-                one.pair.policy,
-                tls_group,
-            )
-        )
+    async def _made(self, peer: NodeId, one: Found, tls_group: str) -> DeliveredKey:
+        segment = await self._pools.opened(peer, one.window.facts.record.segment)
+        return one.till.key(segment, one.slot, one.key_id, self._ctx.clock.now(), tls_group)
 
 
 def binding_of(pair: Pair, recipe: Recipe, size: Bits, facts: SegmentFacts) -> BindingInfo:
