@@ -33,3 +33,11 @@ def test_uvloop_is_used_where_it_is_installed():
     assert factory is uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
         assert isinstance(runner.get_loop(), uvloop.Loop)
+
+
+def test_the_garbage_collector_walks_no_more_over_what_was_loaded():
+    program = (
+        "import gc; from trenza.app.process import spare_what_stays; kept = [[] for _ in range(50_000)]; "
+        "spare_what_stays(); print(gc.get_freeze_count() > 50_000 and not any(gc.get_objects(2)))"
+    )
+    assert answer_of(program) == "True"

@@ -17,7 +17,13 @@ import click
 
 from trenza.app.build import RunningNode, build_node
 from trenza.app.config import load_device_host_config, load_node_config
-from trenza.app.process import end_with_input, forbid_core_dumps, loop_factory, raise_file_limit
+from trenza.app.process import (
+    end_with_input,
+    forbid_core_dumps,
+    loop_factory,
+    raise_file_limit,
+    spare_what_stays,
+)
 from trenza.base.errors import TrenzaError, UnavailableError
 from trenza.base.names import NodeId
 from trenza.cli import suggest
@@ -113,6 +119,7 @@ async def _run_node(file: Path) -> None:
     running = await build_node(load_node_config(file), source=file)
     try:
         await running.start()
+        spare_what_stays()
         reloads = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloads.set)
         _LOG.info("node %s is open", running.name)
@@ -143,6 +150,7 @@ async def _reload_when(asked: asyncio.Event, running: RunningNode) -> None:
             _LOG.info("reloaded: %s", ", ".join(await running.reload()))
         except TrenzaError as error:
             _LOG.error("not reloaded: %s", error.message)
+        spare_what_stays()
 
 
 async def _first_of(*stories: Coroutine[Any, Any, Any]) -> None:

@@ -21,6 +21,9 @@ import hmac
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hmac import HMAC
+
 from trenza.base.names import NodeId, SaeId
 from trenza.base.units import Bits
 
@@ -125,18 +128,18 @@ class KeyIdSeal:
     __slots__ = ("_binding", "_mask", "_tag")
 
     def __init__(self, keys: IdKeys, binding: bytes) -> None:
-        self._tag = hmac.new(keys.tag, digestmod="sha256")
-        self._mask = hmac.new(keys.mask, digestmod="sha256")
+        self._tag = HMAC(keys.tag, SHA256())
+        self._mask = HMAC(keys.mask, SHA256())
         self._binding = binding
 
     def of(self, payload: int) -> int:
         """Return the key ID, as a UUID's number, of a packed address."""
         mac = self._tag.copy()
         mac.update(payload.to_bytes(8, "big") + self._binding)
-        tag = int.from_bytes(mac.digest()[:8], "big") & _TAG_MASK
+        tag = int.from_bytes(mac.finalize()[:8], "big") & _TAG_MASK
         mac = self._mask.copy()
         mac.update(tag.to_bytes(8, "big"))
-        free = (payload ^ (int.from_bytes(mac.digest()[:8], "big") & _PAYLOAD_MASK)) << TAG_BITS | tag
+        free = (payload ^ (int.from_bytes(mac.finalize()[:8], "big") & _PAYLOAD_MASK)) << TAG_BITS | tag
         return _numbered(free)
 
 

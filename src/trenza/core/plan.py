@@ -13,7 +13,8 @@ import hashlib
 from dataclasses import replace
 
 from cryptography.hazmat.primitives.hashes import SHA384
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.hazmat.primitives.hmac import HMAC
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from trenza.base.errors import MissingOriginError
 from trenza.base.units import whole_bytes
@@ -32,7 +33,7 @@ _NO_STRANDS = {count: bytes(count * STRAND_BYTES) for count in (1, 2, 3)}
 class KeyPlan:
     """Makes the keys of one binding out of one open segment."""
 
-    __slots__ = ("_context", "_info", "_label", "_length", "_order", "_segment", "_tail", "_transcript", "slots")
+    __slots__ = ("_context", "_extract", "_info", "_length", "_order", "_segment", "_tail", "_transcript", "slots")
 
     def __init__(self, segment: OpenSegment, info: BindingInfo) -> None:
         """Prepare.
@@ -54,7 +55,7 @@ class KeyPlan:
         self._segment = segment
         self._info = info
         self._length = whole_bytes(info.size)
-        self._label = label_of(recipe)
+        self._extract = HMAC(label_of(recipe), _SHA384)  # HKDF's first step is an HMAC under its salt, our label
         exchanged = not recipe.origins.isdisjoint({Origin.CLASSICAL, Origin.PQC})
         self._transcript = segment.transcript if exchanged else NO_EXCHANGE
         self._order: tuple[Origin, ...] = ()
@@ -77,11 +78,12 @@ class KeyPlan:
         context.update(key_id + self._tail)
         strands = self._segment.joined(slot, self._order)
         try:
-            for start in range(0, len(strands), STRAND_BYTES):
-                if strands.startswith(_DEAD_STRAND, start):
-                    raise ValueError("a strand is all zeros")
+            if _DEAD_STRAND in strands:  # hardly ever, and then almost surely a whole strand
+                _refuse_dead(strands)
+            extract = self._extract.copy()
+            extract.update(strands)
             key = bytearray(self._length)
-            HKDF(_SHA384, self._length, self._label, context.digest()).derive_into(strands, key)
+            HKDFExpand(_SHA384, self._length, context.digest()).derive_into(extract.finalize(), key)
             return key
         finally:
             strands[:] = _NO_STRANDS[len(self._order)]
@@ -95,3 +97,10 @@ class KeyPlan:
         finally:
             for bundle in bundles:
                 bundle.wipe()
+
+
+def _refuse_dead(strands: bytearray) -> None:
+    """Raise where a strand was wiped by its owner, or comes from a dead source: a known secret."""
+    for start in range(0, len(strands), STRAND_BYTES):
+        if strands.startswith(_DEAD_STRAND, start):
+            raise ValueError("a strand is all zeros")

@@ -53,7 +53,7 @@ class Settings:
     reserve_slots: int = 16  # slots given up ahead of issuing by one commit, at least
     reserve_seconds: Seconds = Seconds(0.25)  # …or this many seconds of recent demand; a crash costs as much
     journal_delay: Seconds = Seconds(0.1)  # how far behind its key a ledger record may be written
-    journal_batch: int = 256  # keys that are recorded at once without waiting so long
+    journal_batch: int = 2_048  # keys that are recorded at once without waiting so long
     journal_records: int = 20_000  # keys without a durable record at most; beyond that nothing is issued
     link_target_units: int = 8_192  # units (32 bytes) of traffic key per link and direction that ingest aims at
     reserve_units: int = 64  # units per link and direction kept for authentication
@@ -116,7 +116,7 @@ class Context:
     officer: bytes  # the key officer's public key
     presence: Presence = field(default_factory=lambda: Presence(0, 0, bytes(16)))
     signed_book: SignedBook | None = None
-    _book: Book | None = None
+    book_in_force: Book | None = None  # None: the node has none yet
     former_books: tuple[Book, ...] = ()  # newest first; keys issued under them may still be fetched
     links: dict[LinkId, LinkEnd] = field(default_factory=dict)
     sessions: dict[NodeId, Session] = field(default_factory=dict)
@@ -137,18 +137,18 @@ class Context:
         Raises:
             UnavailableError: the node has none yet.
         """
-        if self._book is None:
+        if self.book_in_force is None:
             raise UnavailableError("this node has no policy book yet: install one signed by the key officer")
-        return self._book
+        return self.book_in_force
 
     @property
     def has_book(self) -> bool:
-        return self._book is not None
+        return self.book_in_force is not None
 
     def set_book(self, book: Book, signed: SignedBook) -> None:
-        if self._book is not None:
-            self.former_books = (self._book, *self.former_books)[:_FORMER_BOOKS]
-        self._book = book
+        if self.book_in_force is not None:
+            self.former_books = (self.book_in_force, *self.former_books)[:_FORMER_BOOKS]
+        self.book_in_force = book
         self.signed_book = signed
 
     def retire(self) -> None:
@@ -156,7 +156,7 @@ class Context:
         for session in self.sessions.values():
             session.verify_key.wipe()
         self.sessions.clear()
-        self._book = None
+        self.book_in_force = None
 
     def session(self, peer: NodeId) -> Session:
         """Return the live session with `peer`.

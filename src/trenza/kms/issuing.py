@@ -211,9 +211,10 @@ class Issuing:
 
     def look_ahead(self, peer: NodeId, *, full: bool, accept: Accept) -> None:
         """See to it that the next requests find slots in hand."""
-        if self.on_short is None or (peer, full) in self._refilling:
-            return
         flow = self._demand.flow(peer, full=full)
+        if self.on_short is None or (peer, full) in self._refilling:
+            flow.until_look = max(1, flow.low // 4)  # nothing to be done before, and soon enough then
+            return
         spare = self._pools.pair(peer).issuer.in_hand(full=full) - flow.low
         flow.until_look = max(spare, 1)
         if spare < 0 and self.on_short(peer, full, accept):

@@ -87,7 +87,7 @@ class Order:
     @property
     def is_good(self) -> bool:
         """Tell whether the book that allowed it is still in force; an order that is not is made anew."""
-        return self._ctx.has_book and self._ctx.book is self._book
+        return self._ctx.book_in_force is self._book
 
     def serve(self) -> FreshKey | None:
         """Return the next key; None where the request must go the long way. The caller wipes the key."""
@@ -104,7 +104,7 @@ class Order:
             or window.next + self._slots > window.reserved
             or self._id_keys.issues_under(self._peer) != self._under
             or self._journal.is_full
-            or not self.is_good
+            or self._ctx.book_in_force is not self._book
         ):
             return self._from_another_window(now)
         if not self._shares.grants(self._pair, self._asked, elapsed):
