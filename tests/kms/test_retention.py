@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -141,6 +142,37 @@ def test_what_is_more_than_the_limit_is_pruned_whatever_its_age() -> None:
         assert 100_000 < (await world.extent()).bytes <= 150_000
         assert (await world.retention.pruned()).archive == ""
         await world.audit()
+
+    run(story)
+
+
+@pytest.mark.parametrize("limits", [{"ledger_days": 10.0}, {"ledger_days": 0.0, "ledger_max_bytes": 10_000}])
+def test_a_machine_that_begins_in_1970_at_each_boot_does_not_make_what_was_before_it_old(limits) -> None:
+    async def story() -> None:
+        world = World(None, **limits)
+        today, boots = world.clock.now(), 16
+        for boot in range(boots):
+            for moment in (10**9, today + boot * 60 * 10**9):  # until its clock is set, and after that
+                world.clock.advance((moment - world.clock.now()) / 1e9)
+                await world.disk.commit([Append(world.clock.now(), "issued", b"x" * 80, ("window:B:1",))] * 20)
+                await world.notary.sign()
+        with contextlib.suppress(UnavailableError):  # too large, but keys of the last hour may still be fetched
+            await world.settle()
+        assert (await world.extent()).start.sequence <= 20
+
+    run(story)
+
+
+def test_a_clock_that_was_ahead_for_a_while_does_not_keep_the_ledger_for_ever() -> None:
+    async def story() -> None:
+        world = World(None, ledger_days=10.0)
+        await world.live(days=5.0)
+        world.clock.advance(300 * DAY)
+        await world.live(days=0.25)
+        world.clock.advance(-300 * DAY)
+        await world.live(days=20.0)
+        await world.settle()
+        assert (await world.extent()).start.sequence >= 1_400
 
     run(story)
 

@@ -99,14 +99,15 @@ class Retention:
     async def _has_older(self, extent: LedgerExtent, now: Nanoseconds) -> bool:
         days = self._ctx.settings.ledger_days
         oldest = await self._ctx.store.entries(LedgerQuery(after_sequence=extent.start.sequence, limit=1))
-        return bool(oldest) and days > 0 and oldest[0].time < now - nanoseconds(Seconds(days * _DAY))
+        young = now - nanoseconds(Seconds(days * _DAY))
+        return bool(oldest) and days > 0 and not young <= oldest[0].time <= now
 
     def _last_old(self, signed: Sequence[Checkpoint], now: Nanoseconds) -> int:
         """Return the place of the last checkpoint all of whose entries are too old; -1 where there is none."""
         days = self._ctx.settings.ledger_days
         if days <= 0:
             return -1
-        return bisect_right([one.time for one in signed], now - nanoseconds(Seconds(days * _DAY))) - 1
+        return _last_before(signed, Nanoseconds(now - nanoseconds(Seconds(days * _DAY))), now)
 
     def _last_too_much(self, signed: Sequence[Checkpoint], extent: LedgerExtent) -> int:
         """Return the place of the checkpoint behind which about as much remains as may; entries count alike."""
@@ -116,9 +117,8 @@ class Retention:
 
     async def _floor(self, signed: Sequence[Checkpoint], now: Nanoseconds) -> int:
         """Return the last entry that nobody may need before it has been looked for in an archive."""
-        times = [one.time for one in signed]
-        fetchable = bisect_right(times, now - lifetime_of(self._ctx)) - 1
-        floor = signed[fetchable].sequence if fetchable >= 0 else 0
+        unfetchable = _last_before(signed, Nanoseconds(now - lifetime_of(self._ctx)), now)
+        floor = signed[unfetchable].sequence if unfetchable >= 0 else 0
         for segment in sorted(await self._held()):
             query = LedgerQuery(term=f"segment:{segment.hex()}", kind="segment", limit=1)
             for entry in await self._ctx.store.entries(query):
@@ -174,6 +174,21 @@ class Retention:
         ):
             yield page
             after = page[-1].sequence
+
+
+def _last_before(signed: Sequence[Checkpoint], moment: Nanoseconds, now: Nanoseconds) -> int:
+    """Return the place of the last checkpoint that, with all before it, is of before a moment; -1: there is none.
+
+    Clocks are set: what follows a checkpoint of later than the moment is no older, whatever time it bears (a machine
+    may begin in 1970 at each boot); and of a time that is yet to come only the neighbours tell.
+    """
+    last = -1
+    for place, one in enumerate(signed):
+        if moment < one.time <= now:
+            break
+        if one.time <= moment:
+            last = place
+    return last
 
 
 def _mark(head: Head) -> Mark:
