@@ -229,6 +229,26 @@ def test_a_quota_of_yesterday_is_not_counted_today():
     asyncio.run(play())
 
 
+def test_a_clock_set_back_over_midnight_gives_no_second_quota():
+    world = World(Policy("p", HYBRID), tenants=(TenantEntry(BANK, max_bits_per_day=2_560),))
+    world.clock.advance(LATE_IN_THE_DAY + 1.0)
+    assert world.count(world.pair()) == 10
+    world.clock.advance(-2.0)
+    assert world.count(world.pair()) == 0
+    world.clock.advance(2.0)
+    assert world.count(world.pair()) == 0
+    world.clock.advance(DAY)
+    assert world.count(world.pair()) == 10
+
+
+def test_a_clock_that_was_far_ahead_takes_no_quota_of_the_days_between():
+    world = World(Policy("p", HYBRID), tenants=(TenantEntry(BANK, max_bits_per_day=2_560),))
+    world.clock.advance(30 * DAY)
+    assert world.count(world.pair()) == 10
+    world.clock.advance(-30 * DAY)
+    assert world.count(world.pair()) == 10
+
+
 def test_quotas_are_stored_once_a_minute_and_only_if_something_was_used():
     async def play() -> None:
         world = World(Policy("p", HYBRID), tenants=(TenantEntry(BANK, max_bits_per_day=10_000),))

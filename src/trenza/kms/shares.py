@@ -190,9 +190,12 @@ class Shares:
             self._unsaved = True
 
     def _today(self, usage: _Usage) -> int:
-        """Return what was used today: a new day begins at midnight UTC, by this node's clock."""
+        """Return what was used today: a new day begins at midnight UTC, by this node's clock.
+
+        A clock that was set back over midnight begins none: it would be a day's quota twice.
+        """
         day = self._ctx.clock.now() // _DAY_NS
-        if usage.day != day:
+        if day not in (usage.day, usage.day - 1):
             usage.day, usage.bits = day, 0
         return usage.bits
 
