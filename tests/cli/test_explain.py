@@ -10,6 +10,12 @@ KEY = uuid4()
 PATH = f"/v1/keys/{KEY}"
 
 
+def test_who_issued_a_key_is_told_whoever_issued_first_from_its_segment(network):
+    network.answers[("Bob", PATH)] = {**key_statement(KEY, "Bob", "issued"), "issuer": "Bob"}
+    told = " ".join(network.run("explain", str(KEY)).stdout.split())
+    assert "Issued by Bob: sae-alice asked for it, sae-bob fetches it by its ID." in told
+
+
 def test_both_ends_tell_the_same_story_of_a_key(network):
     network.answers[("Alice", PATH)] = key_statement(KEY, "Alice", "issued", sequence=7)
     network.answers[("Bob", PATH)] = key_statement(KEY, "Bob", "delivered", sequence=9)

@@ -53,6 +53,9 @@ def _opening(first: KeyStatement, recipe: Recipe, statements: Sequence[KeyStatem
         f"A {first.size}-bit key{f' of {use.initiator} and {use.target}' if use else ''}, "
         f"recipe {recipe.name}: {_named(recipe)}, {way}. Strength: {recipe.strength(Bits(first.size))}."
     )
+    issuer = next((one.issuer for one in statements if one.issuer is not None), None)
+    if use is not None and issuer is not None:
+        yield f"Issued by {issuer}: {use.initiator} asked for it, {use.target} fetches it by its ID."
     if use is not None:
         yield f"Policy: {use.policy} (digest {use.policy_digest[:16]}…, bound into the key)."
 
