@@ -9,9 +9,11 @@ import sys
 
 import pytest
 
+from trenza.app.scenario import Scenario
 from trenza.cli.main import main
 from trenza.lab import campaign, story
 from trenza.lab.plan import FAULTS, PLANS
+from trenza.lab.story import Outcome
 
 PROGRAM = "from trenza.cli.main import main; main()"
 CALM = ("--plan", "calm")
@@ -95,6 +97,21 @@ def test_a_harness_that_falls_over_is_a_failure(capsys, monkeypatch) -> None:
     out, err = capsys.readouterr()
     assert json.loads(out)["harness_failures"] == 1
     assert "ZeroDivisionError" in err
+
+
+def test_what_was_told_before_ctrl_c_is_not_lost(capsys, monkeypatch) -> None:
+    real = campaign.lived
+
+    def until_ctrl_c(scenario: Scenario, seed: int, *rest: object) -> Outcome:
+        if seed:
+            raise KeyboardInterrupt
+        return real(scenario, seed, *rest)
+
+    monkeypatch.setattr(campaign, "lived", until_ctrl_c)
+    assert ran("lab-ring", "--seeds", "0-1", "--plan", "calm", "--trace", os.devnull) == 130
+    out, err = capsys.readouterr()
+    assert json.loads(out)["seeds"] == 1
+    assert err.endswith("interrupted\n")
 
 
 def test_a_process_of_the_campaign_that_is_killed_is_a_failure_of_its_seeds(monkeypatch) -> None:

@@ -7,6 +7,7 @@ ask for it. A seed that breaks a rule is told with its sentences and with the on
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import shlex
@@ -110,16 +111,22 @@ def run_(
         if trace is None
         else _traced(scenario, seeds, plan, without, trace)
     )
-    with contextlib.closing(verdicts):
-        for verdict in verdicts:
-            tally.add(verdict)
-            if not as_json:
-                _tell(verdict, scenario, plan, without)
-            progress.show(tally)
-            if stop_at_first and tally.failing:
-                break
+    try:
+        with contextlib.closing(verdicts):
+            for verdict in verdicts:
+                tally.add(verdict)
+                if not as_json:
+                    _tell(verdict, scenario, plan, without)
+                progress.show(tally)
+                if stop_at_first and tally.failing:
+                    break
+        interrupted = False
+    except KeyboardInterrupt:
+        interrupted = True  # what the stories told until then is worth reading
     document = tally.document(scenario=scenario, plan=plan, seconds=time.monotonic() - began)
     click.echo(msgspec.json.encode(document).decode())
+    if interrupted:
+        raise click.Abort
     if tally.failing:
         sys.exit(1)
 
@@ -132,12 +139,23 @@ def _traced(
     from trenza.lab.campaign import judged
 
     found = load_scenario(scenario)
-    with click.open_file(str(trace), "w", encoding="utf-8") as file:
+    with _nodes_silent(), click.open_file(str(trace), "w", encoding="utf-8") as file:
         for seed in seeds:
             verdict, outcome = judged(found, seed, plan, without)
             if outcome is not None:
                 _write(file, seed, outcome.history.trace())
             yield verdict
+
+
+@contextlib.contextmanager
+def _nodes_silent() -> Iterator[None]:
+    """Let nodes complain to nobody: what they meet is in the trace."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _write(file: IO[Any], seed: int, lines: Iterator[str]) -> None:

@@ -6,12 +6,14 @@ harness that falls over is a failure of its seed like a broken rule, and so is a
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
+import signal
 import time
 import traceback
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -150,11 +152,17 @@ def campaign(
     chunk = max(1, min(_CHUNK, -(-len(seeds) // jobs)))
     chunks = [seeds[at : at + chunk] for at in range(0, len(seeds), chunk)]
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(max_workers=min(jobs, len(chunks)), mp_context=context)
+    pool = ProcessPoolExecutor(
+        max_workers=min(jobs, len(chunks)),
+        mp_context=context,
+        initializer=signal.signal,
+        initargs=(signal.SIGINT, signal.SIG_DFL),  # Ctrl-C ends it without a word; who started it has the last
+    )
     try:
-        waiting: dict[Future[list[Verdict]], range] = {
-            pool.submit(_chunk, scenario, some, plan, without): some for some in chunks
-        }
+        with _deaf_to_ctrl_c():  # and so is a process that has only begun
+            waiting: dict[Future[list[Verdict]], range] = {
+                pool.submit(_chunk, scenario, some, plan, without): some for some in chunks
+            }
         for done in as_completed(waiting):
             try:
                 yield from done.result()
@@ -162,6 +170,16 @@ def campaign(
                 yield from (_untold(seed) for seed in waiting[done])
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Ignore SIGINT, here and in every process that is started meanwhile until it chooses otherwise."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _untold(seed: int) -> Verdict:
