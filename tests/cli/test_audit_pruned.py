@@ -114,6 +114,13 @@ def test_an_archive_that_is_missing_in_the_middle_or_at_the_end_is_named(network
     assert "ledger entries 21 to 60 are missing" in audit(network, tmp_path, node, (first,))[1]["message"]
 
 
+def test_a_mistyped_name_of_an_archive_is_no_word_against_the_ledger(network, node, tmp_path):
+    result = network.run("audit", "Alice", "--archive", str(tmp_path / "no-such-archive"))
+    assert result.exit_code == 2
+    assert "does not exist" in result.stderr
+    assert "evidence" not in result.stderr
+
+
 def test_what_was_done_inside_an_archive_is_named(network, node, tmp_path):
     _, middle, _ = archives_in(tmp_path)
     lines = gzip.decompress(middle.read_bytes()).splitlines(keepends=True)

@@ -39,14 +39,19 @@ class NotAudited:
 
 _Finding = Verdict | TrenzaError | NotAudited
 _FILE = click.Path(dir_okay=False, path_type=Path)
+_EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)  # a name mistyped says nothing of a ledger
 
 
 @click.command()
 @click.argument("node", required=False, shell_complete=suggest.nodes)
-@click.option("--file", type=_FILE, help="A ledger that `trenza ledger export` took away; needs no network.")
-@click.option("--certificate", type=_FILE, help="The certificate with which the node signs (PEM).")
+@click.option("--file", type=_EXISTING, help="A ledger that `trenza ledger export` took away; needs no network.")
+@click.option("--certificate", type=_EXISTING, help="That of the node's peer listener, with which it signs (PEM).")
 @click.option(
-    "--archive", "archives", type=_FILE, multiple=True, help="An archive of older entries; may be given many times."
+    "--archive",
+    "archives",
+    type=_EXISTING,
+    multiple=True,
+    help="An archive of older entries; may be given many times.",
 )
 @network_options
 @json_option
