@@ -17,7 +17,7 @@ from trenza.base.errors import InvalidDocumentError, RefusedError, StaleError, T
 from trenza.base.names import NodeId
 from trenza.cli.doors import Doors
 from trenza.cli.options import FindSite, json_option, network_options
-from trenza.cli.output import console, show_json, table
+from trenza.cli.output import console, counted, show_json, table
 from trenza.cli.state import Ready, Site, write_whole
 from trenza.core.policy import Book, Policy, SignedBook, TenantEntry, bytes_to_sign, message_of, mistakes_in
 from trenza.core.priority import Priority
@@ -52,7 +52,8 @@ def show(file: Path | None, find_site: FindSite, as_json: bool) -> None:
         show_json(found)
         return
     out = console()
-    out.print(f"Policy book version {found.version}: {len(found.nodes)} nodes, {len(found.links)} links.")
+    nodes, links = counted(len(found.nodes), "node"), counted(len(found.links), "link")
+    out.print(f"Policy book version {found.version}: {nodes}, {links}.")
     saes = [(sae.name, sae.node, sae.tenant, sae.certificate_identity) for sae in found.saes]
     out.print(table(("application", "node", "tenant", "certificate"), saes))
     policies = {policy.name: policy for policy in found.policies}

@@ -74,6 +74,11 @@ def plain(text: str) -> str:
     return "".join(character for character in text if character.isprintable() or character == "\n")
 
 
+def counted(number: int, what: str) -> str:
+    """Return how many there are of something, as people say it."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def amount(value: float, unit: str) -> str:
     """Return a quantity with a prefix that people read at a glance: 25.6 Mbit."""
     for prefix in ("", "k", "M", "G"):

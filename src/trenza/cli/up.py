@@ -24,6 +24,7 @@ from trenza.app.scenario import Scenario, load_scenario
 from trenza.cli import suggest
 from trenza.cli.first_key import first_key_lines
 from trenza.cli.options import state_dir_option
+from trenza.cli.output import counted
 from trenza.cli.screen import Screen, screen_for
 from trenza.cli.signals import stop_on_signals
 from trenza.cli.state import check_writable, forget, remember, state_home, write_whole
@@ -98,6 +99,7 @@ class _Start:
         stop_on_signals(stop)
         network = await self._started(stop)
         if network is None:
+            self.screen.say("stopped before it was ready")
             return
         try:
             remember(self.state)  # again: another start may have tidied up while there was no directory yet
@@ -144,9 +146,8 @@ class _Start:
 
     def _tell(self, document: dict[str, Any]) -> None:
         self._write_ready_file(document)
-        self.screen.say(
-            f"ready: {len(self.scenario.nodes)} nodes, {len(self.scenario.links)} links; files in {self.state}"
-        )
+        nodes, links = counted(len(self.scenario.nodes), "node"), counted(len(self.scenario.links), "link")
+        self.screen.say(f"ready: {nodes}, {links}; files in {self.state}")
         lines = first_key_lines(self.scenario, document)
         if lines is not None:
             self.screen.paste(lines)
