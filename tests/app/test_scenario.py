@@ -195,9 +195,11 @@ def test_a_scenario_may_be_a_path(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(InvalidDocumentError, match="did you mean spain") as caught:
+    with pytest.raises(InvalidDocumentError, match="did you mean spain"):
         find_scenario("spian")
-    assert "two-nodes" in str(caught.value)
+    with pytest.raises(InvalidDocumentError, match="there are lab-ring, spain, three-nodes, two-nodes") as caught:
+        find_scenario("elsewhere")
+    assert len(caught.value.mistakes) == 1
 
 
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def find_scenario(name_or_path: str) -> Path:
     """Return the file of a scenario: a path, or the name of one that comes with Trenza.
 
     Raises:
-        InvalidDocumentError: there is none; those there are get listed.
+        InvalidDocumentError: there is none; says which was perhaps meant, or all there are.
     """
     known = known_scenarios()
     if name_or_path in known:
@@ -61,13 +61,8 @@ def find_scenario(name_or_path: str) -> Path:
     path = Path(name_or_path)
     if path.is_file():
         return path
-    raise InvalidDocumentError(
-        f"scenario {name_or_path}",
-        (
-            f"it is neither a file nor a scenario that comes with Trenza{did_you_mean(name_or_path, known)}",
-            f"scenarios that come with Trenza: {', '.join(known) or 'none are installed'}",
-        ),
-    )
+    mistake = f"it is neither a file nor a scenario that comes with Trenza{did_you_mean(name_or_path, known)}"
+    raise InvalidDocumentError(f"scenario {name_or_path}", (mistake,))
 
 
 def load_scenario(name_or_path: str, *, known_device_classes: Mapping[str, DeviceClass] = DEVICE_CLASSES) -> Scenario:
