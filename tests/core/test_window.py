@@ -218,3 +218,67 @@ def test_of_a_removed_window_nothing_is_in_hand_for_whoever_still_holds_it():
     removed = pool.remove(1)
     assert removed is not None
     assert removed.in_hand == 0
+
+
+# --- several instances
+
+
+class Row:
+    """The durable mark of one window, which instances move by compare and set."""
+
+    def __init__(self, count):
+        self.mark, self.count = 0, count
+
+
+def reserve(pool, row, wanted, slots, *, read_first):
+    """Reserve as kms.pools does; True where another instance was not first."""
+    (mine,) = pool
+    if read_first:
+        mine.beyond = max(mine.mark, row.mark)
+    for found, mark in pool.reservable(wanted, full=True, slots=slots, accept=anything):
+        if found.mark != row.mark:
+            return False
+        start, row.mark = found.mark, mark
+        found.won(start, mark)
+    return True
+
+
+steps = st.lists(
+    st.tuples(
+        st.integers(0, 2), st.sampled_from(["reserve", "take"]), st.integers(1, 9), st.integers(1, 3), st.booleans()
+    ),
+    max_size=60,
+)
+
+
+@given(st.integers(1, 60), steps)
+def test_instances_that_share_a_window_never_take_one_slot_twice(count, steps):
+    row, taken = Row(count), []
+    pools = [IssuerPool() for _ in range(3)]
+    for pool in pools:
+        pool.add(IssuerWindow(1, FULL, 0, count, 0, 0))
+    for who, what, number, slots, read_first in steps:
+        pool = pools[who]
+        if what == "reserve":
+            reserve(pool, row, number, slots, read_first=read_first)
+        else:
+            can = sum(one.keys_in_hand(slots) for one in pool)
+            takes = pool.take(number, full=True, slots=slots, accept=anything)
+            assert len(takes) == (number if can >= number else 0)
+            taken += [slot for take in takes for slot in range(take.slot, take.slot + take.slots)]
+        (mine,) = pool
+        assert mine.in_hand + max(0, mine.end - mine.mark) == mine.left
+        assert mine.issued <= row.mark
+    assert len(taken) == len(set(taken))
+    assert all(slot < row.mark <= count for slot in taken)
+
+
+def test_what_others_have_reserved_is_left_out_and_counts_as_issued():
+    one = IssuerWindow(1, FULL, 0, 32, 0, 8)
+    one.next, one.beyond = 6, 16  # another instance has 8 to 15
+    one.won(16, 24)
+    assert [one.left, one.in_hand, one.mark, one.issued] == [18, 10, 24, 24]
+    pool = IssuerPool()
+    pool.add(one)
+    assert [take.slot for take in pool.take(5, full=True, slots=2, accept=anything)] == [6, 16, 18, 20, 22]
+    assert one.left == 8

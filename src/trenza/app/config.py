@@ -24,11 +24,15 @@ from trenza.app.scenario_lines import Place
 from trenza.app.scenario_model import Factor, Loss, Rate, Whole
 from trenza.base.errors import InvalidDocumentError
 from trenza.base.names import LinkId, NodeId, is_name
+from trenza.base.units import Seconds
 from trenza.kms.context import Settings
 from trenza.net.tls import Groups, OldestTls, TlsIdentity
 from trenza.qkd.physics.devices import DEVICE_CLASSES
 
 _MAY_BE_ZERO = frozenset({"ledger_days", "ledger_max_bytes"})  # where it means that there is no limit
+SHARED_WINDOW_S = Seconds(8.0)
+"""How many seconds of demand a node asks windows for where several instances share them, unless it is told."""
+
 _SETTINGS = {field.name: field for field in dataclasses.fields(Settings)}
 
 
@@ -158,6 +162,8 @@ class NodeConfig(msgspec.Struct, frozen=True):
         changed: dict[str, Any] = {
             name: type(getattr(Settings(), name))(value) for name, value in self.settings.items()
         }
+        if self.database is not None:  # who serves beside a lead that has died lives on what is granted already
+            changed.setdefault("window_seconds", SHARED_WINDOW_S)
         return Settings(**changed)
 
 

@@ -55,16 +55,19 @@ class Instance:
         self._beside: Beside | None = None
         self._renewing: asyncio.Task[None] | None = None
         self._life: asyncio.Task[None] | None = None
+        self._known: Node | None = None
         self.leading: Leading | None = None
         self.front = Front()
 
     @property
     def node(self) -> Node:
-        """The stories that answer now."""
+        """The stories that answer now; while the role changes, those that knew the node last."""
         if self.leading is not None:
-            return self.leading.node
-        assert self._beside is not None, "open comes first"
-        return self._beside.second.node
+            self._known = self.leading.node
+        elif self._beside is not None:
+            self._known = self._beside.second.node
+        assert self._known is not None, "open comes first"
+        return self._known
 
     async def open(self) -> None:
         """Take the lead if it is free, or stand beside the instance that has it."""
@@ -200,6 +203,7 @@ class Instance:
     async def _resign(self, leading: Leading) -> None:
         """Stop at once: another instance leads."""
         leading.node.ctx.until = Seconds(0.0)
+        self._known = leading.node
         self.front.turn_to(None)
         leading.node.ctx.counters["leads_lost"] += 1
         await self._stop_renewing()
@@ -245,7 +249,7 @@ class Instance:
         second.under(self._lease.token)
         if not vouches:  # the new life may drop all strands: none of them may be in use here
             self.front.turn_to(None)
-            self._beside = None
+            self._known, self._beside = second.node, None
             await beside.close()
         await self._lead()
         assert self.leading is not None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from copy import copy
 from dataclasses import dataclass, field
 
 from trenza.base.clock import Clock
@@ -156,7 +157,7 @@ class Context:
         for session in self.sessions.values():
             session.verify_key.wipe()
         self.sessions.clear()
-        self.book_in_force = None
+        self.book_in_force = copy(self.book_in_force)  # another object: what is remembered of this one is over
 
     def session(self, peer: NodeId) -> Session:
         """Return the live session with `peer`.

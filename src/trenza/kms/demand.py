@@ -126,8 +126,14 @@ class Demand:
         settings, flow, now = self._ctx.settings, self.flow(peer, full=full), self._ctx.clock.elapsed()
         chunk = max(settings.reserve_slots, int(flow.per_second(now) * settings.reserve_seconds))
         if now - flow.reserved_at < settings.reserve_seconds:
-            chunk = max(chunk, min(2 * flow.chunk, _CHUNK_MAX))
+            chunk = max(chunk, min(2 * flow.chunk, self._most_at_once(flow.per_second(now))))
         flow.chunk, flow.low, flow.reserved_at = chunk, chunk // 2, now
+
+    def _most_at_once(self, rate: float) -> int:
+        """Return how many slots a burst may bring into hand: others that share the windows need some too."""
+        if self._ctx.shared is None:
+            return _CHUNK_MAX
+        return max(4 * self._ctx.settings.reserve_slots, int(rate))
 
     def at_once(self, peer: NodeId, *, full: bool) -> int:
         """Return the slots to get where requests wait: for all who wait, and what should then be in hand."""

@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 from typing import Final, NamedTuple
 from uuid import UUID
 
-from trenza.base.errors import ConflictError, TrenzaError, UnauthorisedError, UnknownKeyError
+from trenza.base.errors import ConflictError, FencedError, TrenzaError, UnauthorisedError, UnknownKeyError
 from trenza.base.names import NodeId
 from trenza.base.secret import Secret
 from trenza.base.units import NANOSECONDS_PER_SECOND, Bits, Nanoseconds, Seconds, nanoseconds
@@ -306,6 +306,9 @@ class Slots:
             except ConflictError:  # nothing was written: what another instance has not delivered is still there
                 self.release(found)
                 raise UnknownKeyError("one or more keys specified are not found on KME") from None
+            except FencedError:  # nothing was written: another instance may deliver them
+                self.release(found)
+                raise
             except TrenzaError:
                 self._ctx.counters["keys_doubtful"] += len(found)
                 raise

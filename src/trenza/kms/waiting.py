@@ -315,8 +315,10 @@ class WaitingKeys:
         try:
             key = await self._ctx.sealer.unseal(waiting.sealed, associated=_associated(key_id, waiting.target))
         except AuthenticationError:
-            if self._find(key_id, waiting.target) is waiting:
+            row = _row_key(key_id, waiting.target)
+            if self._find(key_id, waiting.target) is waiting and await self._ctx.store.get(Table.WRAPPED, row):
                 raise
+            self._pop(key_id, waiting.target)  # delivered here meanwhile, or by another instance
             raise UnknownKeyError(_NOT_FOUND) from None
         if self._find(key_id, waiting.target) is not waiting:
             key.wipe()

@@ -1,0 +1,146 @@
+"""Two instances of one node on one PostgreSQL: keys flow through both, whichever of them dies, freezes or stops.
+
+Every test judges all keys that were given to anybody: none differs, none comes twice, and none is lost but those
+whose fetch was under way where somebody died or was frozen.
+"""
+
+import contextlib
+import itertools
+import time
+
+import pytest
+from tests import postgres as servers
+from tests.e2e.instances import PAIRS, SHARED, instances
+from tests.e2e.product import until
+from tests.e2e.traffic import History, Traffic, fetch_what_waits
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(servers.missing() is not None, reason=str(servers.missing()))]
+pytest.importorskip("asyncpg", reason="the extra `postgres` is not installed")
+
+CLIENTS = 2
+LONGEST_GAP_S = 5.0  # measured on a busy machine: under one second for a kill
+
+
+@pytest.fixture
+def two(tmp_path):
+    """Both instances, in stock; who leads is "one"."""
+    with instances(tmp_path, "one", "two") as made:
+        made.start("one")
+        until("a lead", lambda: made.leader() == "one")
+        made.start("two")
+        for pair in PAIRS:
+            made.sites.until_issuable(*pair)
+        until("a stock", lambda: sum(pool["ungranted"] for pool in made.status("one")["pools"]) > 4_000)
+        yield made
+
+
+@contextlib.contextmanager
+def under_load(made):
+    """Let applications fetch keys at both ends meanwhile; then judge all they were given."""
+    history = History()
+    with Traffic(made.sites.network, history, *PAIRS, clients=CLIENTS):
+        flows(made, history)
+        yield history
+        flows(made, history)
+    fetch_what_waits(made.sites.network, history)
+    assert history.wrong == []
+    assert len(history.lost) <= history.counts["dec 503"]  # perhaps committed when the answer was 503
+    assert len(history.lost) + len(history.doubtful) <= 4 * CLIENTS * len(PAIRS)
+
+
+def flows(made, history) -> None:
+    moment = time.monotonic()
+    until(f"pairs ({history.counts})", lambda: set(PAIRS) <= history.pairs_since(moment), within_s=40)
+
+
+def served(made, name: str) -> int:
+    """Return how many keys an instance has given to anybody."""
+    counters = made.status(name)["counters"]
+    return counters.get("keys_issued", 0) + counters.get("keys_delivered", 0)
+
+
+def longest_gap(history, since: float) -> float:
+    """Return the longest time after a moment in which nothing came through of some direction."""
+    found = 0.0
+    for pair in PAIRS:
+        moments = [since, *sorted(asked for asked, one in history.pairs if one == pair and asked > since)]
+        found = max([found, *(later - before for before, later in itertools.pairwise(moments))])
+    return found
+
+
+def test_pairs_flow_through_both_and_go_on_when_the_lead_and_then_the_second_is_killed(two, figure) -> None:
+    with under_load(two) as history:
+        until("keys through both", lambda: all(served(two, name) for name in two.configs))
+        moment = time.monotonic()
+        two.kill("one")
+        until("another lead", lambda: two.leader() == "two")
+        time.sleep(3.0)
+        flows(two, history)
+        gap = longest_gap(history, moment)
+        figure(f"instances: the lead was killed: longest gap {gap:.2f} s")
+        assert gap < LONGEST_GAP_S
+        two.start("one")
+        until("two instances", lambda: two.is_open("one"))
+        flows(two, history)
+        moment = time.monotonic()
+        two.kill("one")
+        time.sleep(3.0)
+        flows(two, history)
+        gap = longest_gap(history, moment)
+        figure(f"instances: the second was killed: longest gap {gap:.2f} s")
+        assert gap < LONGEST_GAP_S
+        assert two.leader() == "two"
+
+
+def test_a_lead_that_was_frozen_writes_and_issues_nothing_under_its_old_token(two, figure) -> None:
+    with under_load(two) as history:
+        moment = time.monotonic()
+        two.freeze("one")
+        time.sleep(5.0)
+        two.thaw("one")
+        until("it to be a second", lambda: "beside" in two.processes["one"].said().splitlines()[-1])
+        assert two.leader() == "two"
+        flows(two, history)
+        figure(f"instances: the lead was frozen for 5 s: longest gap {longest_gap(history, moment):.2f} s")
+    assert "leads no more" in two.processes["one"].said()
+    assert "Traceback" not in two.processes["one"].said()
+
+
+def test_a_lead_that_stops_in_good_order_is_followed_without_a_gap(two, figure) -> None:
+    with under_load(two) as history:
+        moment = time.monotonic()
+        assert two.processes["one"].interrupt() == 0
+        until("another lead", lambda: two.leader() == "two")
+        time.sleep(3.0)
+        flows(two, history)
+        gap = longest_gap(history, moment)
+        figure(f"instances: the lead stopped: longest gap {gap:.2f} s")
+        assert gap < LONGEST_GAP_S
+
+
+def test_a_database_that_was_away_costs_answers_of_503_and_nothing_else(two) -> None:
+    with under_load(two):
+        two.cluster.stop("fast")
+        alice = two.sites.network.application("sae-alice")
+
+        def refused():
+            code, answer = alice.enc("sae-bob")
+            return code == 503 and answer["message"]
+
+        assert until("a refusal in the standard's words", refused)
+        two.cluster.start()
+    for name in two.configs:
+        assert not two.processes[name].ended
+        assert two.status(name)["node"] == SHARED
+
+
+def test_keys_between_applications_of_one_node_are_drawn_and_fetched_at_any_instance(two) -> None:
+    near, far = "sae-alice", "sae-alice-2"
+    ends = [(two.sites.network.application(near), two.sites.network.application(far)) for _ in range(2)]
+    for initiator, _ in ends:  # two connections each: one at each instance
+        for _, target in ends:
+            for number in (1, 3):
+                keys = initiator.keys(far, number=number)
+                assert target.fetch(near, *keys) == keys
+                for _, other in ends:
+                    assert other.dec(near, *keys)[0] == 400
