@@ -119,17 +119,27 @@ def pair_handle(initiator: SaeId, target: SaeId) -> int:
 
 def seal_key_id(address: KeyAddress, keys: IdKeys, *, binding: bytes) -> UUID:
     """Return the opaque key ID for `address`."""
-    return UUID(int=KeyIdSeal(keys, binding).of(address.pack()))
+    return UUID(int=KeyIdSeal(IdMacs(keys), binding).of(address.pack()))
+
+
+class IdMacs:
+    """The two MACs of one direction of one session, their keys taken in once."""
+
+    __slots__ = ("mask", "tag")
+
+    def __init__(self, keys: IdKeys) -> None:
+        self.tag = HMAC(keys.tag, SHA256())
+        self.mask = HMAC(keys.mask, SHA256())
 
 
 class KeyIdSeal:
-    """Seals the key IDs of one SAE pair in one session; both MAC keys are taken in once."""
+    """Seals the key IDs of one SAE pair in one session."""
 
     __slots__ = ("_binding", "_mask", "_tag")
 
-    def __init__(self, keys: IdKeys, binding: bytes) -> None:
-        self._tag = HMAC(keys.tag, SHA256())
-        self._mask = HMAC(keys.mask, SHA256())
+    def __init__(self, macs: IdMacs, binding: bytes) -> None:
+        self._tag = macs.tag
+        self._mask = macs.mask
         self._binding = binding
 
     def of(self, payload: int) -> int:

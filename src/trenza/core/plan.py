@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from trenza.base.errors import MissingOriginError
 from trenza.base.units import whole_bytes
-from trenza.core.binding import BindingInfo
+from trenza.core.binding import KEY_ID_BYTES, BindingInfo
 from trenza.core.combine import STANDARD_ORDER, combine, label_of
 from trenza.core.kdf import lv
 from trenza.core.recipe import Combiner
@@ -62,7 +62,7 @@ class KeyPlan:
         if recipe.combiner is Combiner.CATKDF_HKDF_SHA384:
             self._order = tuple(origin for origin in STANDARD_ORDER if origin in recipe.origins)
             before, after = info.halves()
-            encoded = len(info.encode())
+            encoded = len(before) + KEY_ID_BYTES + len(after)
             self._context = hashlib.sha384(encoded.to_bytes(4, "big") + before)
             self._tail = after + lv(self._transcript.initiator) + lv(self._transcript.responder)
 

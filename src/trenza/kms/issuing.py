@@ -7,6 +7,7 @@ ask is decided by `kms.deliver`; what a key for several targets needs is in `kms
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ from trenza.base.units import NANOSECONDS_PER_SECOND, Bits, Nanoseconds, Seconds
 from trenza.core.binding import KEY_ID_BYTES
 from trenza.core.choice import StrandKind
 from trenza.core.delivery import DeliveredKey, KeyFacts
-from trenza.core.keyid import SIZE_MAX, SLOT_STEP, KeyAddress, KeyIdSeal
+from trenza.core.keyid import SIZE_MAX, SLOT_STEP, IdMacs, KeyAddress, KeyIdSeal
 from trenza.core.plan import KeyPlan
 from trenza.core.recipe import Recipe
 from trenza.core.segment import OpenSegment, SegmentFacts
@@ -35,7 +36,7 @@ from trenza.kms.slots import Pair, binding_of, facts_of
 
 Accept = Callable[[SegmentFacts], bool]
 
-_MOST_DESKS = 4_096
+_MOST_DESKS = 4_096  # those used last; a desk is cheap to make
 _ATTEMPTS = 4  # reservations a request waits for, while others take what they brought
 
 
@@ -116,7 +117,8 @@ class Issuing:
         self.journal = journal
         self._pools = pools
         self._demand = demand
-        self._desks: dict[tuple[IssuerWindow, Pair, int, Bits, str, bytes], Desk] = {}
+        self._desks: OrderedDict[tuple[IssuerWindow, Pair, int, Bits, str, bytes], Desk] = OrderedDict()
+        self._macs: dict[NodeId, tuple[bytes, IdMacs]] = {}  # with the session whose ID keys they use
         self._refilling: set[tuple[NodeId, bool]] = set()
         self.on_low: Callable[[NodeId], None] | None = None  # told when more windows, or more stock, may be needed
         self.on_short: Callable[[NodeId, bool, Accept], bool] | None = None  # told when little is left in hand
@@ -168,12 +170,23 @@ class Issuing:
         peer = pair.target.node
         key = (window, pair, recipe.code, size, tls_group, self.id_keys.issues_under(peer))
         desk = self._desks.get(key)
-        if desk is None:
-            if len(self._desks) >= _MOST_DESKS:
-                self._desks.clear()
-            segment = self._pools.open_segment(peer, window.facts.record.segment)
-            desk = self._desks[key] = self._new_desk(pair, recipe, size, tls_group, window, segment)
+        if desk is not None:
+            self._desks.move_to_end(key)
+            return desk
+        segment = self._pools.open_segment(peer, window.facts.record.segment)
+        desk = self._desks[key] = self._new_desk(pair, recipe, size, tls_group, window, segment)
+        if len(self._desks) > _MOST_DESKS:
+            self._desks.popitem(last=False)
         return desk
+
+    def _seal(self, pair: Pair) -> KeyIdSeal:
+        """Return what seals the pair's key IDs in this session."""
+        peer = pair.target.node
+        under = self.id_keys.issues_under(peer)
+        kept = self._macs.get(peer)
+        if kept is None or kept[0] != under:
+            kept = self._macs[peer] = (under, IdMacs(self.id_keys.issuing(peer)))
+        return KeyIdSeal(kept[1], pair.binding)
 
     def _new_desk(
         self, pair: Pair, recipe: Recipe, size: Bits, tls_group: str, window: IssuerWindow, segment: OpenSegment
@@ -195,7 +208,7 @@ class Issuing:
         return Desk(
             window,
             KeyPlan(segment, binding_of(pair, recipe, size, facts)),
-            KeyIdSeal(self.id_keys.issuing(peer), pair.binding),
+            self._seal(pair),
             self.journal.page(heading),
             KeyAddress(window.number, 0, pair.handle, size, recipe.code).pack(),
             _Told(recipe, size, facts, pair, lifetime),

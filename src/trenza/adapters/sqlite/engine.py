@@ -49,6 +49,9 @@ _DROP_TERM = "DELETE FROM ledger_term WHERE term = ? AND sequence = ?"
 _DROP_ENTRIES = "DELETE FROM ledger WHERE sequence <= ?"
 _START = "UPDATE ledger_start SET sequence = ?, hash = ?"
 
+_READS = (Expect, Exists)
+_CONDITIONS = (Insert, Expect, Exists, Prune)
+
 _CALLERS_FAULT = (apsw.TooBigError, apsw.MismatchError, apsw.ConstraintError)
 
 Outcome = Exception | None
@@ -139,10 +142,10 @@ class Engine:
 
     def _commit(self, changes: Sequence[Change]) -> Outcome:
         """Write one commit inside the open transaction, or nothing of it."""
-        if not any(isinstance(change, Insert | Expect | Exists | Prune) for change in changes[1:]):
+        if not _writes_before_a_condition(changes):
             try:
                 self._write(changes)
-            except ConflictError as conflict:  # by the first change, so nothing was written before it
+            except ConflictError as conflict:  # nothing was written before it
                 return conflict
             return None
         before = self._next
@@ -264,6 +267,16 @@ class Engine:
     def _logged(self, _connection: apsw.Connection, _name: str, pages: int) -> int:
         self._logged_pages = pages
         return apsw.SQLITE_OK
+
+
+def _writes_before_a_condition(changes: Sequence[Change]) -> bool:
+    """Tell whether a conflict may come when something was written already."""
+    writes = False
+    for change in changes:
+        if writes and isinstance(change, _CONDITIONS):
+            return True
+        writes = writes or not isinstance(change, _READS)
+    return False
 
 
 def _unavailable(error: BaseException) -> StoreUnavailableError:
