@@ -33,7 +33,7 @@ from trenza.core.keyid import (
     without_slot,
 )
 from trenza.core.plan import KeyPlan
-from trenza.core.policy import Policy, SaeEntry
+from trenza.core.policy import Book, Policy, SaeEntry
 from trenza.core.recipe import Recipe, recipe_of_code
 from trenza.core.segment import OpenSegment, SegmentFacts
 from trenza.core.strand import Origin
@@ -180,6 +180,8 @@ class Slots:
         self._pools = pools
         self._journal = journal
         self._tills: OrderedDict[tuple[Pair, int], Till] = OrderedDict()
+        self._named: dict[tuple[NodeId, int, bool], list[Pair]] = {}
+        self._named_in: Book | None = None
 
     # --- fetching
 
@@ -251,17 +253,28 @@ class Slots:
 
     def owner(self, key_id: UUID) -> Owner | None:
         """Return whose key ID this is, whoever asks; None when this node cannot tell that it is genuine."""
-        book = self._ctx.book
         for peer in self._id_keys.peers:
             for keys in self._id_keys.fetchable(peer):
                 for issued_here, side in ((False, keys.theirs), (True, keys.mine)):
                     address = read_key_id(key_id, side)
-                    for mine, other, policy in book.pairs_of_node(self._ctx.name):
-                        pair = Pair(mine, other, policy) if issued_here else Pair(other, mine, policy)
-                        named = other.node == peer and pair.handle == address.handle
-                        if named and verify_key_id(key_id, address, side, binding=pair.binding):
+                    for pair in self._pairs_named(peer, address.handle, issued_here=issued_here):
+                        if verify_key_id(key_id, address, side, binding=pair.binding):
                             return Owner(pair, address, peer, issued_here)
         return None
+
+    def _pairs_named(self, peer: NodeId, handle: int, *, issued_here: bool) -> Sequence[Pair]:
+        """Return the pairs that a handle may mean.
+
+        Looked up: invented key IDs are many, and so are the pairs of a large book.
+        """
+        book = self._ctx.book
+        if book is not self._named_in:
+            self._named.clear()
+            for mine, other, policy in book.pairs_of_node(self._ctx.name):
+                for here, pair in ((True, Pair(mine, other, policy)), (False, Pair(other, mine, policy))):
+                    self._named.setdefault((other.node, pair.handle, here), []).append(pair)
+            self._named_in = book
+        return self._named.get((peer, handle, issued_here), ())
 
     def segment_of_window(self, peer: NodeId, window: int) -> bytes | None:
         """Return the segment of a window granted to `peer`, while it is held."""

@@ -1,0 +1,90 @@
+"""Finding what a key ID names: whose it is, and what it costs to ask."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import msgspec
+from tests.kms.pair_world import A, B, PairWorld, a_book
+
+from trenza.base.names import SaeId
+from trenza.base.units import Bits
+from trenza.core.keyid import IdKeys, KeyAddress, seal_key_id
+from trenza.core.policy import Policy, Rule, SaeEntry
+from trenza.kms.id_keys import IdKeyRing, IdKeySet
+from trenza.kms.journal import Journal
+from trenza.kms.ports import Sealed
+from trenza.kms.slots import Owner, Pair, Slots
+
+MINE, THEIRS = IdKeys(bytes(32), bytes([1]) * 32), IdKeys(bytes([2]) * 32, bytes([3]) * 32)
+
+
+class Counting:
+    """A book that counts how often all its pairs are looked through."""
+
+    def __init__(self, book) -> None:
+        self._book, self.walks = book, 0
+
+    def __getattr__(self, name):
+        return getattr(self._book, name)
+
+    def pairs_of_node(self, node):
+        self.walks += 1
+        return self._book.pairs_of_node(node)
+
+
+class World:
+    """Node A, whose SAE a shares keys with very many SAEs of node B."""
+
+    def __init__(self, version: int = 5) -> None:
+        self.world = PairWorld()
+        self.ctx = self.world.a.ctx
+        self.follow(version)
+        ring = IdKeyRing(self.ctx)
+        ring._sets[B] = [IdKeySet(bytes(16), self.ctx.clock.now(), MINE, THEIRS, Sealed(0, b""))]
+        self.slots = Slots(self.ctx, id_keys=ring, pools=self.world.a.pools, journal=Journal(self.ctx))
+
+    def follow(self, version: int, policy: str = "hybrid-catkdf") -> None:
+        far = [SaeEntry(SaeId(f"b{number}"), B) for number in range(5_000)]
+        self.policy = Policy("p", (policy,))
+        book = msgspec.structs.replace(
+            a_book(),
+            version=version,
+            saes=(SaeEntry(SaeId("a"), A), *far),
+            policies=(self.policy,),
+            rules=tuple(Rule((SaeId("a"), one.name), "p") for one in far),
+        )
+        self.book = Counting(book)
+        self.ctx.set_book(self.book, None)
+
+    def issued_to(self, target: str) -> UUID:
+        saes = self.ctx.book.sae_by_name
+        pair = Pair(saes[SaeId("a")], saes[SaeId(target)], self.policy)
+        return seal_key_id(KeyAddress(1, 2, pair.handle, Bits(256), 0), MINE, binding=pair.binding)
+
+    def owner(self, key_id: UUID) -> Owner | None:
+        return self.slots.owner(key_id)
+
+
+def test_a_genuine_id_names_its_pair_among_very_many_some_of_one_handle() -> None:
+    world = World()
+    for number in (0, 7, 4_999):
+        owner = world.owner(world.issued_to(f"b{number}"))
+        assert owner is not None
+        assert (owner.pair.initiator.name, owner.pair.target.name, owner.issued_here) == ("a", f"b{number}", True)
+
+
+def test_invented_ids_do_not_make_a_node_look_through_its_whole_book() -> None:
+    world = World()
+    for number in range(300):
+        assert world.owner(UUID(int=number, version=4)) is None
+    assert world.book.walks <= 1
+
+
+def test_whose_an_id_is_follows_the_book() -> None:
+    world = World()
+    former = world.issued_to("b1")
+    assert world.owner(former) is not None
+    world.follow(6, "its")
+    assert world.owner(former) is None
+    assert world.owner(world.issued_to("b1")) is not None
