@@ -28,6 +28,7 @@ def two(tmp_path):
         made.start("one")
         until("a lead", lambda: made.leader() == "one")
         made.start("two")
+        until("a second", lambda: made.is_open("two"))
         for pair in PAIRS:
             made.sites.until_issuable(*pair)
         until("a stock", lambda: sum(pool["ungranted"] for pool in made.status("one")["pools"]) > 4_000)

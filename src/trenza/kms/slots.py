@@ -319,10 +319,10 @@ class Slots:
             except ConflictError:  # nothing was written: what another instance has not delivered is still there
                 self.release(found)
                 raise UnknownKeyError("one or more keys specified are not found on KME") from None
-            except FencedError:  # nothing was written: another instance may deliver them
-                self.release(found)
-                raise
-            except TrenzaError:
+            except TrenzaError as error:
+                if self._ctx.shared is not None or isinstance(error, FencedError):
+                    self.release(found)  # whoever asks again learns from the store whether it was written
+                    raise
                 self._ctx.counters["keys_doubtful"] += len(found)
                 raise
             for one in found:
