@@ -5,7 +5,8 @@ A patch is a unified diff under a header that says what it breaks and what must 
     Bug:       what was planted
     Breaks:    the promise that does not hold any more
     Needs:     the faults without which it does no harm
-    Apart:     only where two must come together: kinds that bring the one | kinds that bring the other
+    Apart:     only where two must come together: kinds that bring the one | kinds that bring the other, or those
+               alone that bring both at once
     Found-by:  a regular expression for the sentence of the rule that must find it
 
 From the command line: `python tests/planted/planting.py` hunts all of them and prints after how many stories each was
