@@ -56,8 +56,9 @@ class Instances:
 
     def is_open(self, name: str) -> bool:
         """Tell whether an instance serves applications."""
+        door = load_node_config(self.configs[name]).application
         try:
-            socket.create_connection(host_and_port(load_node_config(self.configs[name]).application.address), 1).close()
+            socket.create_connection(door.host_and_port, 1).close()
         except OSError:
             return False
         return True
