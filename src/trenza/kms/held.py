@@ -23,7 +23,9 @@ class Holding(Mapping[int, HeldWindow]):
     def __init__(self) -> None:
         self._windows: dict[int, HeldWindow] = {}
         self._open: dict[int, HeldWindow] = {}  # the peer may still issue from these
-        self._closed: list[tuple[int, int, HeldWindow]] = []  # a heap, by the time; may name what is gone
+        self._closed: list[
+            tuple[int, int, HeldWindow]
+        ] = []  # a heap, by the time; may name what is gone, or open again
         self._spent: dict[int, HeldWindow] = {}  # nothing can be fetched of these any more
         self._of_segment: Counter[bytes] = Counter()
 
@@ -81,6 +83,13 @@ class Holding(Mapping[int, HeldWindow]):
         window.closed = now
         self.settle(window)
 
+    def reopen(self, window: HeldWindow) -> None:
+        """Note that a window which was taken for closed is issued from all the same."""
+        window.closed = None
+        self._open[window.number] = window
+        self._spent.pop(window.number, None)
+        self.settle(window)
+
     # --- what there is
 
     @property
@@ -102,7 +111,7 @@ class Holding(Mapping[int, HeldWindow]):
         """Return the windows that are spent, or were closed before a moment; those that stay are told again."""
         found = dict(self._spent)
         while self._closed and self._closed[0][0] < before:
-            _, number, window = heapq.heappop(self._closed)
-            if self._windows.get(number) is window:
+            since, number, window = heapq.heappop(self._closed)
+            if self._windows.get(number) is window and window.closed == since:
                 found[number] = self._spent[number] = window  # until it is removed
         return list(found.values())

@@ -665,7 +665,10 @@ class Pools:
         changes: list[Change] = self._close_unknown(peer, frozenset(mark.window for mark in marks))
         for mark in marks:
             window = pair.held.get(mark.window)
-            if window is None or (mark.issued <= window.issued and window.void.issuperset(mark.void)):
+            if window is None:
+                continue
+            reopened = self._reopens(peer, window)
+            if not reopened and mark.issued <= window.issued and window.void.issuperset(mark.void):
                 continue
             window.mark(mark.issued, now)
             inside = range(window.first, window.first + window.count)
@@ -686,6 +689,19 @@ class Pools:
                 held.close(window, now)
                 changes.append(self.held_row(peer, window))
         return changes
+
+    def _reopens(self, peer: NodeId, window: HeldWindow) -> bool:
+        """Open a window again that was closed because its grant seemed lost: the life it was given to speaks of it.
+
+        Its answer may have been slow, or a clock was set. Left closed, it would be forgotten while keys come of it.
+        """
+        session = self._ctx.sessions.get(peer)
+        if window.closed is None or window.issued >= window.count or session is None:
+            return False
+        if window.life != session.theirs.nonce:
+            return False
+        self.pair(peer).held.reopen(window)
+        return True
 
     def held_row(self, peer: NodeId, window: HeldWindow) -> Put:
         row = rows.HeldWindowRow(

@@ -1,0 +1,45 @@
+"""The pools' windows: what is held for how long, whatever answers and clocks do."""
+
+from __future__ import annotations
+
+from tests.kms.pair_world import A, B, PairWorld, lived
+
+from trenza.base.units import Seconds, nanoseconds
+from trenza.wire.peer import WindowAnswer, WindowRequest
+
+
+def test_a_window_whose_grant_seemed_lost_is_open_again_once_its_issuer_speaks_of_it():
+    async def story(world: PairWorld) -> None:
+        await world.fill(32)
+        session = world.b.ctx.session(A)
+        answer = await world.b.say(WindowRequest(session.id, True, 9, (), 0, 8))
+        assert isinstance(answer, WindowAnswer)
+        world.clock.advance(11.0)  # B's disk is slow, and its beats are not
+        await world.a.pools.note_marks(B, world.b.marks())
+        assert world.a.pair.held[answer.grants[0].window].closed is not None
+        assert await world.b.pools.accept(A, answer.grants) == []
+        await world.a.pools.note_marks(B, world.b.marks())
+        world.clock.advance(3_601.0)  # longer than a key may wait; nobody has asked for one
+        await world.a.pools.note_marks(B, world.b.marks())
+        ages = {True: Seconds(86_400.0), False: Seconds(86_400.0)}
+        await world.a.pools.tidy(B, key_lifetime=nanoseconds(Seconds(3_600.0)), max_age=ages)
+        ((number, slot),) = await world.b.issue(1)
+        assert world.a.pair.held[number].reserve(range(slot, slot + 1))
+        await world.a.restart()
+        assert world.a.pair.held[number].closed is None
+
+    lived(story)
+
+
+def test_a_window_of_a_former_life_stays_closed_whatever_is_said_of_it():
+    async def story(world: PairWorld) -> None:
+        await world.fill(32)
+        await world.b.get_window(8)
+        marks = world.b.marks()
+        await world.b.restart()
+        world.meet()
+        world.a.pools.renew_incarnation(B)
+        await world.a.pools.note_marks(B, marks)
+        assert world.a.pair.held[marks[0].window].closed is not None
+
+    lived(story)
