@@ -75,6 +75,21 @@ def test_keys_far_apart_in_time_are_told_in_entries_of_their_own() -> None:
     asyncio.run(story())
 
 
+def test_no_page_outlives_its_batch_but_whoever_keeps_one_goes_on_noting_on_it() -> None:
+    async def story() -> None:
+        world = World()
+        kept = world.journal.page(heading(window=1))
+        for turn in range(3):
+            for number in range(50):  # a client that asks for another size each time
+                world.note(number, window=2, size=64 + 8 * number + 400 * turn)
+            kept.note(turn, world.clock.now())
+            await world.journal.flush()
+            assert not world.journal._pages
+        assert [record.slots for record in world.records() if record.window == 1] == [(0,), (1,), (2,)]
+
+    asyncio.run(story())
+
+
 @pytest.mark.parametrize("how", Fails)
 def test_a_batch_of_unknown_outcome_is_written_again_and_stands_there_once(how) -> None:
     async def story() -> None:

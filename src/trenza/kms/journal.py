@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -81,7 +80,7 @@ class Journal:
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
         self._noted: list[Page] = []
-        self._pages: defaultdict[tuple[NodeId, int], dict[Heading, Page]] = defaultdict(dict)  # by window
+        self._pages: dict[Heading, Page] = {}  # those of the batch to come; a hostile client can make many
         self._pending = 0  # keys noted that are not known to be durable
         self._batch: _Batch | None = None  # handed to the store, and not known to be durable
         self._number = 0
@@ -94,15 +93,10 @@ class Journal:
 
     def page(self, heading: Heading) -> Page:
         """Return the page of a heading; good to keep and to note on again and again."""
-        pages = self._pages[heading.peer, heading.window]
-        page = pages.get(heading)
+        page = self._pages.get(heading)
         if page is None:
-            page = pages[heading] = Page(self, heading)
+            page = self._pages[heading] = Page(self, heading)
         return page
-
-    def forget(self, peer: NodeId, window: int) -> None:
-        """Keep no pages of a window that is over; what is noted on them is still written."""
-        self._pages.pop((peer, window), None)
 
     def refuse_if_full(self) -> None:
         """Raise UnavailableError while so much is unrecorded that nothing may be added."""
@@ -172,6 +166,7 @@ class Journal:
         self._last = name
         keys = 0
         noted, self._noted = self._noted, []
+        self._pages.clear()  # whoever has kept one goes on noting on it
         for page in noted:
             keys += len(page.slots)
             changes += self._entries(page)

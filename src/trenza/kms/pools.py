@@ -248,7 +248,6 @@ class Pools:
         pair = self.pair(peer)
         pair.held.remove(held.number)
         pair.segments.look_again(held.facts.record.segment)
-        self._journal.forget(peer, held.number)
         key = rows.window_key(rows.HOLDER, peer, held.number)
         return [Delete(Table.WINDOW, key), DeletePrefix(Table.DELIVERED, key[1:])]
 
@@ -774,7 +773,6 @@ class Pools:
             window = pair.issuer.get(mark.window)
             if window is None or window.left or mark.issued < window.count or len(mark.void) < len(window.void):
                 continue
-            self._journal.forget(peer, window.number)
             changes.append(self._let_issuing_go(peer, window))
         if changes:
             await self._journal.flush()

@@ -223,7 +223,6 @@ class Second:
             number = int.from_bytes(rest, "big")
             if key[:1] == rows.HOLDER:
                 self.node.pools.pair(peer).held.remove(number)
-                self.node.journal.forget(peer, number)
             else:
                 self._end_issuer(peer, number)
         self._tidy()
@@ -259,7 +258,6 @@ class Second:
         if window is not None:
             self._ctx.counters["slots_given_up_beside"] += window.in_hand
             self.node.pools.pair(peer).issuer.remove(number)
-            self.node.journal.forget(peer, number)
 
     def _tidy(self) -> None:
         now = self._ctx.clock.elapsed()
