@@ -287,4 +287,5 @@ class HeldWindow:
     @property
     def spent(self) -> bool:
         """Tell whether no slot of it can be delivered any more."""
-        return len(self.delivered) + len(self.void) >= self.count  # what was delivered is never void
+        gone = len(self.delivered) + len(self.void)
+        return gone >= self.count and len(self.delivered | self.void) >= self.count  # seldom is it worth a union
