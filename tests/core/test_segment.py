@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -75,8 +77,26 @@ def test_wiping_a_bundle_leaves_the_segment_and_wiping_the_segment_leaves_nothin
     bundle = segment.bundle(1, FULL_ORIGINS)
     bundle.wipe()
     assert bytes(segment.bundle(1, FULL_ORIGINS).strand(Origin.QKD).view()) == strand(Origin.QKD, 1)
+    secret = segment._material
     segment.wipe()
-    assert not any(segment.bundle(1, FULL_ORIGINS).strand(Origin.QKD).view())
+    assert not any(secret.view())
+    with pytest.raises(ValueError, match="no such slot"):
+        segment.bundle(1, FULL_ORIGINS)
+    with pytest.raises(ValueError, match="no such slot"):
+        segment.joined(0, FULL_ORIGINS)
+    segment.wipe()
+
+
+def test_whoever_keeps_a_wiped_segment_keeps_little_memory():
+    tracemalloc.start()
+    try:
+        kept = [opened(1_024) for _ in range(4)]
+        for segment in kept:
+            segment.wipe()
+        size, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert size < 1_024 * STRAND_BYTES
 
 
 def test_an_open_segment_shows_no_strand():

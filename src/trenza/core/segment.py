@@ -82,10 +82,9 @@ class OpenSegment:
         """Return the strands of `slot` that a recipe asks for; the caller wipes the bundle.
 
         Raises:
-            ValueError: there is no such slot, or the segment lacks an origin.
+            ValueError: there is no such slot, or none any more, or the segment lacks an origin.
         """
-        record = self.facts.record
-        if not 0 <= slot < record.slots:
+        if not 0 <= slot < self._slots:
             raise ValueError("no such slot")
         try:
             starts = {origin: self._starts[origin] for origin in origins}
@@ -102,7 +101,7 @@ class OpenSegment:
         """Return the strands of `slot` laid end to end in the order of `origins`; the caller wipes them.
 
         Raises:
-            ValueError: there is no such slot.
+            ValueError: there is no such slot, or none any more.
             KeyError: the segment lacks an origin.
         """
         if not 0 <= slot < self._slots:
@@ -115,4 +114,7 @@ class OpenSegment:
         return strands
 
     def wipe(self) -> None:
+        """Overwrite the strands and let go of their memory: what was prepared for this segment may be kept on."""
         self._material.wipe()
+        self._strands.release()
+        self._material, self._slots = Secret(bytearray()), 0
