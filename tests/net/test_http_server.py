@@ -88,6 +88,46 @@ def test_pipelined_requests_are_answered_in_order(run, pki, dial):
     run(story())
 
 
+def test_whoever_pipelines_without_end_lets_others_have_their_turn(run, pki, dial):
+    async def story():
+        loop, served, most = asyncio.get_running_loop(), 0, 0
+
+        def next_turn():
+            nonlocal served
+            served = 0
+
+        def handler(request):
+            nonlocal served, most
+            if not served:
+                loop.call_soon(next_turn)
+            served += 1
+            most = max(most, served)
+            return Response(200, request.path)
+
+        async with serving(pki, handler) as (_server, port):
+            client = await dial(port, pki.identity("sur"))
+            client.say(b"".join(b"GET /%d HTTP/1.1\r\nHost: h\r\n\r\n" % number for number in range(10_000)))
+            for number in range(10_000):
+                assert (await client.hear(b"\r\n\r\n/%d" % number)).startswith(OK)
+            await client.hang_up()
+        assert most <= 32
+
+    run(story())
+
+
+def test_what_was_pipelined_before_the_end_is_answered_to_the_last(run, pki, dial):
+    async def story():
+        async with serving(pki) as (_server, port):
+            client = await dial(port, pki.identity("sur"))
+            client.say(b"".join(b"GET /%d HTTP/1.1\r\nHost: h\r\n\r\n" % number for number in range(99)))
+            client.say(b"GET /last HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+            heard = await client.hear_all()
+        assert heard.count(OK) == 100
+        assert heard.endswith(b"/last")
+
+    run(story())
+
+
 def test_synchronous_and_awaited_answers_keep_their_order(run, pki, dial):
     async def story():
         gate = asyncio.get_running_loop().create_future()

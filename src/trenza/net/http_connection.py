@@ -19,6 +19,9 @@ from trenza.net.http import ErrorResponse, Handler, HttpLimits, Request, Respons
 from trenza.net.tls import PeerIdentity, TlsStatistics
 from trenza.net.tls_transport import RECORD_BYTES, TlsTransport
 
+_AT_ONCE = 16
+"""Answers that one connection is given before others have their turn."""
+
 
 class Keeper(Protocol):
     """What a connection asks of the server that accepted it."""
@@ -77,6 +80,8 @@ class HttpConnection(asyncio.Protocol):
         self._refusal: tuple[int, str] | None = None  # answered after all that was asked before it
         self._hearing = True
         self._said_all = False
+        self._given = 0  # answers since others had their turn
+        self._resting = False  # while they have it
         self._finishing = False
         self._continue_due = False
         self._writing_paused = False
@@ -253,7 +258,9 @@ class HttpConnection(asyncio.Protocol):
 
     def _go_on(self) -> None:
         """Serve what waits, in order; then say what is left to say."""
-        while self._waiting and self._answer is None and not self._writing_paused and not self._said_all:
+        while (
+            self._waiting and self._answer is None and not (self._writing_paused or self._said_all or self._resting)
+        ):
             request, keep_alive = self._waiting.popleft()
             self._waiting_bytes -= len(request.body)
             self._serve(request, keep_alive=keep_alive)
@@ -284,6 +291,9 @@ class HttpConnection(asyncio.Protocol):
             answer = self._server.handler(request)
             if isinstance(answer, Response):
                 self._write(answer, close=not keep_alive, only_head=only_head)
+                self._given += 1
+                if self._given >= _AT_ONCE:
+                    self._rest()
                 return
             later = asyncio.ensure_future(answer)
         except Exception as error:  # noqa: BLE001 - whatever a handler does, its client gets an answer
@@ -292,6 +302,15 @@ class HttpConnection(asyncio.Protocol):
         self._answer = later
         self._server.run(later)
         later.add_done_callback(lambda done: self._answered(done, close=not keep_alive, only_head=only_head))
+
+    def _rest(self) -> None:
+        """Let others have their turn: who sends requests without end is one of many."""
+        self._given, self._resting = 0, True
+        self._loop.call_soon(self._rested)
+
+    def _rested(self) -> None:
+        self._resting = False
+        self._go_on()
 
     def _answered(self, done: asyncio.Future[Response], *, close: bool, only_head: bool) -> None:
         self._answer = None
