@@ -18,6 +18,7 @@ import httptools
 from trenza.net.http import ErrorResponse, Handler, HttpLimits, Request, Response, encode_head
 from trenza.net.tls import PeerIdentity, TlsStatistics
 from trenza.net.tls_transport import RECORD_BYTES, TlsTransport
+from trenza.net.turn import Turn
 
 _AT_ONCE = 16
 """Answers that one connection is given before others have their turn."""
@@ -37,6 +38,11 @@ class Keeper(Protocol):
 
     @property
     def date(self) -> bytes: ...
+
+    @property
+    def serving(self) -> Turn:
+        """When what was asked is answered."""
+        ...
 
     @property
     def statistics(self) -> TlsStatistics: ...
@@ -133,7 +139,10 @@ class HttpConnection(asyncio.Protocol):
                 self._refuse(400, "malformed HTTP message")
         else:
             self._check_unfinished_head(len(data))
-        self._go_on()
+        if len(self._waiting) == 1 and self._hearing and self._answer is None:
+            self._server.serving.soon(self._go_on)  # as almost always: it is answered when all have been heard
+        else:
+            self._go_on()
 
     def eof_received(self) -> bool:
         """The client has finished speaking; it still listens to the answers it is owed."""

@@ -19,6 +19,7 @@ from trenza.net.http import ErrorResponse, Handler, HttpLimits, Response
 from trenza.net.http_connection import HttpConnection
 from trenza.net.tls import ContextProvider, RevocationCheck, TlsStatistics, never_revoked
 from trenza.net.tls_transport import Terms, listen
+from trenza.net.turn import Turn
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,8 @@ class HttpServer:
     gate: Gate = field(default_factory=Gate)
     is_revoked: RevocationCheck = never_revoked
     statistics: TlsStatistics = field(default_factory=TlsStatistics)
+    serving: Turn = field(default_factory=Turn, init=False, repr=False)
+    """When what was asked is answered: after all that came in this turn of the loop was heard."""
     date: bytes = field(default=b"", init=False)
     """The value of the Date field, renewed every second."""
     connections: set[HttpConnection] = field(default_factory=set, init=False, repr=False)

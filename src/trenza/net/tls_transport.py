@@ -31,6 +31,7 @@ from trenza.net.tls import (
     server_name_indication,
     verify_name,
 )
+from trenza.net.turn import Turn
 
 RECORD_BYTES = 16_384  # the largest plaintext of one TLS record
 RECORD_HEAD_BYTES = 5  # type, version, length
@@ -52,6 +53,8 @@ class Terms:
     gate: Gate = field(default_factory=Gate)
     """Counts who comes in at a listener, and bounds it; of a client it only says how long a handshake may take."""
     statistics: TlsStatistics = field(default_factory=TlsStatistics)
+    sending: Turn = field(default_factory=Turn)
+    """When what connections have to say is encrypted and sent: after all of a listener have heard what there is."""
 
     def check(self, peer: PeerIdentity) -> None:
         """Refuse a revoked certificate or one for another name.
@@ -275,9 +278,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
                     break  # to let OpenSSL find that there is no more costs as much as decrypting did
         finally:
             self._in_read = False
-        if self._unsent:
-            self._drain()
-        elif not heard and not self._closing:
+        if not (heard or self._unsent or self._closing):
             self._flush()  # an answer to KeyUpdate: otherwise it waits for our next write
 
     def _peer_said_goodbye(self) -> None:
@@ -359,9 +360,9 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         piece = data if type(data) is bytes else bytes(data)
         self._unsent.append(piece)
         self._unsent_bytes += len(piece)
-        if not (self._drain_due or self._in_read):
+        if not self._drain_due:
             self._drain_due = True
-            self._loop.call_soon(self._drain)
+            self._terms.sending.soon(self._drain)
 
     def writelines(self, list_of_data: Any) -> None:
         self.write(b"".join(list_of_data))
