@@ -145,7 +145,7 @@ class PairWorld:
         for end in (self.a, self.b):
             end.ctx.sessions[end.peer].lease_until = Seconds(1e9)
 
-    async def fill(self, slots: int, *, number: int = 1, issuer: NodeId = B) -> None:
+    async def fill(self, slots: int, *, number: int = 1, issuer: NodeId = B, strands: bytes = b"\0") -> None:
         """Give both ends the same segment, as filling does."""
         record = SegmentRecord(
             version=FORMAT_VERSION,
@@ -161,7 +161,8 @@ class PairWorld:
             uncertainty=0,
         )
         for end in (self.a, self.b):
-            material = Secret(bytearray(2 * TRANSCRIPT_BYTES + slots * STRAND_BYTES * len(FULL_ORIGINS)))
+            size = 2 * TRANSCRIPT_BYTES + slots * STRAND_BYTES * len(FULL_ORIGINS)
+            material = Secret(bytearray(strands * size))
             await end.pools.add_segment(end.peer, record.encode(), material)
 
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 from uuid import UUID
 
 import msgspec
-from tests.kms.pair_world import A, B, PairWorld, a_book
+import pytest
+from tests.kms.pair_world import A, B, PairWorld, a_book, lived
 
+from trenza.base.errors import UnavailableError
 from trenza.base.names import SaeId
 from trenza.base.units import Bits
 from trenza.core.keyid import IdKeys, KeyAddress, seal_key_id
 from trenza.core.policy import Policy, Rule, SaeEntry
+from trenza.core.recipe import HYBRID_CATKDF
 from trenza.kms.id_keys import IdKeyRing, IdKeySet
 from trenza.kms.journal import Journal
 from trenza.kms.ports import Sealed
-from trenza.kms.slots import Owner, Pair, Slots
+from trenza.kms.slots import Found, Owner, Pair, Slots, Till
 
 MINE, THEIRS = IdKeys(bytes(32), bytes([1]) * 32), IdKeys(bytes([2]) * 32, bytes([3]) * 32)
 
@@ -88,3 +91,41 @@ def test_whose_an_id_is_follows_the_book() -> None:
     world.follow(6, "its")
     assert world.owner(former) is None
     assert world.owner(world.issued_to("b1")) is not None
+
+
+def test_when_one_of_several_keys_cannot_be_made_the_others_are_wiped(monkeypatch) -> None:
+    made = []
+    real = Till.key
+
+    def spied(till, *args):
+        made.append(real(till, *args))
+        return made[-1]
+
+    monkeypatch.setattr(Till, "key", spied)
+
+    async def story(world: PairWorld) -> None:
+        book = world.a.ctx.book
+        pair = Pair(book.sae_by_name[SaeId("B1")], book.sae_by_name[SaeId("A1")], book.policies[0])
+        found = []
+        for number in (1, 2):
+            await world.fill(8, number=number, strands=b"s")
+            await world.b.get_window(8)
+            window = world.a.pair.held[number - 1]
+            till = Till(pair, HYBRID_CATKDF, Bits(256), window, Journal(world.a.ctx))
+            assert window.reserve(range(1))
+            found.append(Found(UUID(int=number), till, 0))
+        commit = world.a.store.commit
+
+        async def then_drop(changes) -> None:  # another story drops the second segment meanwhile
+            monkeypatch.setattr(world.a.store, "commit", commit)
+            await commit(changes)
+            await world.a.pools.drop_segment(world.a.pair.segments[bytes([2]) * 16])
+
+        monkeypatch.setattr(world.a.store, "commit", then_drop)
+        slots = Slots(world.a.ctx, id_keys=IdKeyRing(world.a.ctx), pools=world.a.pools, journal=Journal(world.a.ctx))
+        with pytest.raises(UnavailableError):
+            await slots.deliver(found, tls_group="")
+        assert len(made) == 1
+        assert not any(made[0].key.view())
+
+    lived(story)

@@ -327,7 +327,15 @@ class Slots:
                 raise
             for one in found:
                 held.settle(one.window)
-            return [await self._made(peer, one, tls_group) for one in found]
+            keys: list[DeliveredKey] = []
+            try:
+                for one in found:
+                    keys.append(await self._made(peer, one, tls_group))
+            except BaseException:
+                for key in keys:
+                    key.key.wipe()
+                raise
+            return keys
 
     async def _made(self, peer: NodeId, one: Found, tls_group: str) -> DeliveredKey:
         segment = await self._pools.opened(peer, one.window.facts.record.segment)
