@@ -330,7 +330,7 @@ class Slots:
             keys: list[DeliveredKey] = []
             try:
                 for one in found:
-                    keys.append(await self._made(peer, one, tls_group))
+                    keys.append(await self._made(peer, one, tls_group))  # noqa: PERF401 - a part is wiped
             except BaseException:
                 for key in keys:
                     key.key.wipe()
