@@ -43,3 +43,20 @@ def test_a_window_of_a_former_life_stays_closed_whatever_is_said_of_it():
         assert world.a.pair.held[marks[0].window].closed is not None
 
     lived(story)
+
+
+def test_who_speaks_of_a_window_now_and_then_does_not_open_and_close_it_each_time():
+    async def story(world: PairWorld) -> None:
+        await world.fill(32)
+        await world.b.get_window(8)
+        marks = world.b.marks()
+        commits = len(world.a.store.history)
+        for _ in range(100):
+            world.clock.advance(0.5)
+            await world.a.pools.note_marks(B, ())
+            await world.a.pools.note_marks(B, marks)
+        assert len(world.a.store.history) - commits <= 2 * 5
+        world.clock.advance(3_600.0)
+        assert len(world.a.pair.held.over(world.clock.now())) == 0
+
+    lived(story)

@@ -699,6 +699,9 @@ class Pools:
             return False
         if window.life != session.theirs.nonce:
             return False
+        window.granted = (
+            self._ctx.clock.now()
+        )  # the peer has only now heard of it; and it is not closed again at once
         self.pair(peer).held.reopen(window)
         return True
 
