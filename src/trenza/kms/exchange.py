@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from trenza.base.errors import RemoteProtocolError, StaleError
+from trenza.base.errors import AuthenticationError, RemoteProtocolError, StaleError
 from trenza.base.names import NodeId
 from trenza.base.secret import Secret
 from trenza.core.exchange import (
@@ -85,16 +86,29 @@ class Exchanges:
         for key, value in await self._ctx.store.scan(Table.SESSION, b"root"):
             peer, _ = rows.split_peer(key[4:])
             row = rows.decode(value, rows.RootRow)
-            root = self.root(peer)
-            root.generation, root.preshared = row.generation, row.preshared
-            if row.root is not None:
-                root.sealed = row.root.sealed
-                root.secret = await self._unseal(peer, row.root.sealed)
-            if row.candidate is not None:
-                root.candidate_sealed = row.candidate.sealed
-                root.candidate = await self._unseal(peer, row.candidate.sealed)
+            try:
+                self._roots[peer] = await self._opened(peer, row)
+            except AuthenticationError:  # as after a crash in the midst of `forget`: keys go first, then the row
+                self._ctx.counters["roots_unreadable"] += 1
+                await self._forget(peer, (each.sealed for each in (row.root, row.candidate) if each is not None))
+                continue
             if peer in self._ctx.preshared and not row.preshared:
                 await self.forget(peer)  # a secret was installed since: only certificates vouched for this root
+
+    async def _opened(self, peer: NodeId, row: rows.RootRow) -> Root:
+        root = self._first_root(peer)
+        root.generation, root.preshared = row.generation, row.preshared
+        if row.root is not None:
+            root.sealed = row.root.sealed
+            root.secret = await self._unseal(peer, row.root.sealed)
+        if row.candidate is not None:
+            root.candidate_sealed = row.candidate.sealed
+            try:
+                root.candidate = await self._unseal(peer, row.candidate.sealed)
+            except AuthenticationError:
+                root.secret.wipe()
+                raise
+        return root
 
     def root(self, peer: NodeId) -> Root:
         """Return the pair's root; before the first exchange it is what was preshared, or nothing."""
@@ -110,10 +124,13 @@ class Exchanges:
         """Drop the pair's root: part of dropping all strands."""
         old = self._roots.pop(peer, None)
         if old is not None:
-            await self._ctx.sealer.erase([s.handle for s in (old.sealed, old.candidate_sealed) if s is not None])
             old.secret.wipe()
             if old.candidate is not None:
                 old.candidate.wipe()
+        await self._forget(peer, () if old is None else (old.sealed, old.candidate_sealed))
+
+    async def _forget(self, peer: NodeId, sealed: Iterable[Sealed | None]) -> None:
+        await self._ctx.sealer.erase([one.handle for one in sealed if one is not None])
         await self._ctx.store.commit([Delete(Table.SESSION, self._key(peer))])
         self._ctx.counters["roots_reset"] += 1
 
