@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import pytest
 from tests.simulation.networks import network
 
+from trenza.base.errors import PeerUnavailableError
 from trenza.base.names import NodeId, SaeId
+from trenza.base.units import Seconds
 from trenza.core.delivery import DeliveredKey, IssueRequest
 from trenza.lab.client import Client
 from trenza.lab.disk import DeathAt
@@ -16,6 +18,7 @@ from trenza.lab.history import violations
 from trenza.lab.loop import run
 from trenza.lab.plan import SMALL
 from trenza.lab.world import World
+from trenza.wire.peer import Knock
 
 A, B = NodeId("A"), NodeId("B")
 A1, B1 = SaeId("A1"), SaeId("B1")
@@ -122,13 +125,14 @@ def test_a_restored_node_that_finds_a_newer_book_at_its_start_is_not_taken_for_w
     run(story())
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("nth", range(1, 12))
-def test_a_restored_node_that_dies_at_any_commit_of_its_start_still_drops_everything(nth) -> None:
+def test_a_restored_node_that_dies_at_any_commit_of_its_start_still_drops_everything(nth, when) -> None:
     async def story() -> None:
         world = await started()
         had = await go_back(world, (A,), anchors_lost=False)
         machine = world.machines[A]
-        machine.death = DeathAt(machine.commits + nth, "after")
+        machine.death = DeathAt(machine.commits + nth, when)
         await world.start(A)
         await asyncio.sleep(30.0)
         assert machine.node is None
@@ -207,6 +211,26 @@ def test_a_clone_that_takes_over_and_the_original_that_comes_back_never_share_a_
                     await fetched(world, keys[:1], caller=pair[1], initiator=pair[0])
                     issuers |= {machine.tag} if keys else set()
         assert issuers == {"", "clone 1"}  # both did issue, each in its time
+        await world.stop_clone(clone)
+        await judged(world)
+
+    run(story())
+
+
+def test_an_original_that_is_cut_off_at_its_copy_sends_nothing_that_the_copy_does_not_know_of() -> None:
+    async def story() -> None:
+        world = await started()
+        starting = asyncio.create_task(world.start_clone(A, anchor_too=True, cut_off=True))
+        await asyncio.sleep(0)
+        peers = world.machines[A].peers
+        assert peers is not None
+        for before in (True, False):  # the clone has loaded; it has been attached
+            with pytest.raises(PeerUnavailableError):
+                await peers.call(B, Knock(world.node(A).ctx.presence), timeout=Seconds(2.0))
+            if before:
+                clone = await starting
+                assert A not in world.network.handlers
+                world.attach(clone)
         await world.stop_clone(clone)
         await judged(world)
 

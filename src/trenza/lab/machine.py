@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from uuid import UUID
 
 from trenza.adapters.anchor import MemoryAnchor
@@ -114,6 +115,7 @@ class Machine:
     main: asyncio.Task[None] | None = None  # the process's own task
     handler: Handler | None = None  # answers the network
     lives: int = 0
+    boots: int = 0
     commits: int = 0  # called so far, in all lives
     death: DeathAt | None = None
     fatal_step: int = 0  # of the next life
@@ -124,6 +126,13 @@ class Machine:
     def place(self) -> str:
         """Return what histories call it."""
         return f"{self.name} {self.tag}".strip()
+
+    def digest_of_place(self) -> bytes:
+        """Return what a life here states of its place: this directory on this machine, since it was booted.
+
+        One process is on it at a time; a copy is on another.
+        """
+        return sha256(f"{self.place}, boot {self.boots}".encode()).digest()[:16]
 
     def copy(self) -> Copy:
         """Take a copy of the data directory, as a backup does."""
@@ -141,6 +150,7 @@ class Machine:
             peers.dead = True
         if store is not None:
             self.commits = store.commits
+            self.boots += power
             files, self.doubt = store.cut_power() if power else store.kill()
             self.disk = Copy(files)
         return process.die() if process is not None else []

@@ -46,7 +46,9 @@ class LabNetwork:
     cut: set[frozenset[NodeId]] = field(default_factory=set)
     cut_ways: set[tuple[NodeId, NodeId]] = field(default_factory=set)  # from the first to the second nothing arrives
     cut_off: set[tuple[NodeId, NodeId]] = field(default_factory=set)  # the same, of a node that is away for long
-    attached: dict[NodeId, LabPeers] = field(default_factory=dict)  # where two processes have one name: who is heard
+    attached: dict[NodeId, LabPeers | None] = field(default_factory=dict)
+    """Who is heard where two processes have one name; None: neither."""
+
     listen: Callable[[NodeId, NodeId, bytes], None] = lambda _sender, _receiver, _body: None
     alter: Callable[[NodeId, NodeId, bytes], bytes] = lambda _sender, _receiver, body: body  # a hostile node's words
     _sent: Counter[tuple[NodeId, NodeId]] = field(default_factory=Counter)
@@ -152,13 +154,13 @@ class LabPeers:
     async def call(self, peer: NodeId, message: PeerMessage, *, timeout: Seconds) -> PeerMessage:
         if self.dead:
             raise PeerUnavailableError("this process is dead")
-        if isinstance(message, Relay):
-            self._network.on_relay(self._name, message)
         loop = asyncio.get_running_loop()
         answer: Answer = loop.create_future()
         silence = PeerUnavailableError(f"node {peer} did not answer within {timeout} s")
         deadline = loop.call_later(max(0.0, timeout), _give_up, answer, silence)
-        if self._network.attached.get(self._name, self) is self:
+        if self._network.attached.get(self._name, self) is self:  # else nothing of it comes to any wire
+            if isinstance(message, Relay):
+                self._network.on_relay(self._name, message)
             self._network.send(self._name, peer, encode(message), answer)
         try:
             return await answer

@@ -280,7 +280,7 @@ class Troubles:
         self._fire(kind, name)
         self._forget(name, goes_on=True)  # whichever learns of the other drops all it has
         is_whole = chance.random() < 0.5
-        clone = await self._world.start_clone(name, anchor_too=is_whole)
+        clone = await self._world.start_clone(name, anchor_too=is_whole, cut_off=is_whole)
         for turn in range(1 if is_whole else chance.randint(1, 3)):
             heard = (clone, machine)[turn % 2]
             if heard.node is not None:

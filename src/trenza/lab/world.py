@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from hashlib import sha256
 
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PrivateKey
 
@@ -179,7 +178,7 @@ class World:
             settings=replace(self.settings),
             officer=self.officer.public_key().public_bytes_raw(),
             preshared={peer: Secret.of(secret) for peer, secret in preshared.items()},
-            place=sha256(machine.place.encode()).digest()[:16],  # one process at a time, as its data directory's lock
+            place=machine.digest_of_place(),
         )
         for link in self.scenario.links_of(name):
             one, other = link.ends
@@ -291,16 +290,22 @@ class World:
         """Boot the machine: what was remembered outside the data directory is gone; the node must be down."""
         assert self.machines[name].process is None, "crash it first"
         self.machines[name].anchor = GroupAnchor()
+        self.machines[name].boots += 1
 
-    async def start_clone(self, name: NodeId, *, anchor_too: bool) -> Machine:
+    async def start_clone(self, name: NodeId, *, anchor_too: bool, cut_off: bool = False) -> Machine:
         """Start a second process on a copy of a living node's disk; the network still brings messages to the first.
 
         Args:
             name: of the node.
             anchor_too: whether the copy brought the anchor along, as a snapshot of a whole virtual machine does.
+            cut_off: whether neither is heard from the moment of the copy on, until one of them is attached. What the
+                first sent after that moment a copy with its anchor would not know of, and nobody could tell it.
         """
         original = self.machines[name]
         self._clones += 1
+        if cut_off:
+            self.network.handlers.pop(name, None)
+            self.network.attached[name] = None
         clone = Machine(name, original.node_key, original.clock, disk=original.copy(), tag=f"clone {self._clones}")
         known = original.anchor.recall()
         if anchor_too and known is not None:
