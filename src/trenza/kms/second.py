@@ -94,6 +94,9 @@ class Second:
     async def end(self) -> None:
         """Let go of everything; what was noted is written, if the store takes it."""
         self._is_over = True
+        self._ctx.until = Seconds(
+            0.0
+        )  # doors may keep orders of this instance: what they note now is written by nobody
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
