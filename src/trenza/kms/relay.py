@@ -88,7 +88,7 @@ class Relays:
 
         Raises:
             NotEnoughKeyError: the first link has too little key; nothing was used.
-            UnavailableError: no link or no lease, and nothing was used; or no answer in time, and the units are burnt.
+            UnavailableError: no link or no lease, and nothing was used; or no answer in time: the units are burnt.
             RemoteProtocolError: a node on the way refused or misbehaved; the units are burnt.
         """
         if len(route) < 2 or route[0] != self._ctx.name or len(set(route)) != len(route):
