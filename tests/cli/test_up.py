@@ -184,3 +184,17 @@ def test_the_pair_that_is_shown_first_is_the_farthest_that_its_policy_lets_share
 def test_a_scenario_of_any_name_has_a_directory():
     assert directory_name("Spain, south/west") == "Spain-south-west"
     assert directory_name("../..") == "network"
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("--store", "postgres"), "needs --processes"),
+        (("--store", "postgres", "--processes"), "needs --database-address"),
+        (("--database-address", "file"), "needs --store postgres"),
+    ],
+)
+def test_a_database_that_was_half_told_is_refused_with_what_is_missing(words, why):
+    result = CliRunner().invoke(main, ["up", "two-nodes", *words])
+    assert result.exit_code == 2
+    assert why in result.stderr

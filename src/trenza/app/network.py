@@ -26,7 +26,7 @@ from trenza.app.readiness import Direction, directions_of, missing_in
 from trenza.app.scenario_model import Scenario
 from trenza.app.state_directory import StateDirectory
 from trenza.app.view import LinkView, NetworkView, NodeView, PoolView
-from trenza.base.errors import TrenzaError, UnavailableError
+from trenza.base.errors import InvalidRequestError, TrenzaError, UnavailableError
 from trenza.base.names import NodeId
 from trenza.base.units import Bits, BitsPerSecond, Seconds
 from trenza.core.pads import UNIT_BYTES
@@ -87,6 +87,8 @@ class Network:
             progress("making keys and certificates")
             self._state.clear()
             await asyncio.to_thread(self._files.write)
+        elif any(load_node_config(self._state.node_config(name)).database for name in names):
+            raise InvalidRequestError("the network's memory of its last run is in PostgreSQL: add --processes")
         progress(f"starting {2 * len(self.scenario.links)} QKD devices")
         self.devices = await build_devices(load_device_host_config(self._state.devices))
         for number, name in enumerate(names, 1):

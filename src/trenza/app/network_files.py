@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from trenza.app.config import (
     ApplicationListener,
+    DatabaseConfig,
     DeviceEndConfig,
     DeviceHostConfig,
     DevicePairConfig,
@@ -24,6 +25,7 @@ from trenza.app.config import (
     write_config,
 )
 from trenza.app.devices import device_identity, device_name
+from trenza.app.network_database import schema_of
 from trenza.app.pki import CertificateAuthority, KeyType, create_officer_key, node_uri, operator_uri, sae_uri
 from trenza.app.scenario_model import Link, Scenario
 from trenza.app.state_directory import StateDirectory, file_name
@@ -77,6 +79,7 @@ class NetworkFiles:
     scenario: Scenario
     state: StateDirectory
     ports: Ports
+    database: Path | None = None  # the nodes' memory is there: a file as in their configuration
     _addresses: dict[tuple[str, ...], str] = field(default_factory=dict)
 
     def write(self) -> None:
@@ -190,11 +193,13 @@ class NetworkFiles:
         """Return the configuration of one node."""
         folder, defaults = self.state.node(name), self.scenario.defaults
         application, peers, management = (self._of_node(name, door) for door in _DOORS)
+        schema = schema_of(self.scenario.name, name)
         return NodeConfig(
             name=name,
             data_directory=folder / "data",
             node_key=folder / "node.key",
             anchor=folder / "anchor",
+            database=None if self.database is None else DatabaseConfig(self.database, schema),
             officer=self.state.officer,
             book=self.state.book,
             application=ApplicationListener(*application, self._application_trust, self.address(name, "application")),

@@ -17,6 +17,7 @@ from typing import Any, Final, Self
 import msgspec
 
 from trenza.app.config import NodeConfig, load_node_config
+from trenza.app.network_database import NetworkDatabase, kept_address
 from trenza.app.network_files import NetworkFiles, Ports
 from trenza.app.process import forbid_core_dumps
 from trenza.app.readiness import directions_of, missing_by_status
@@ -81,6 +82,8 @@ class ProcessNetwork:
         said: Said,
         changed: Changed,
         fresh: bool = True,
+        store: str | None = None,
+        database: Path | None = None,
     ) -> Self:
         """Start all of a scenario's network, and return when its applications can get keys.
 
@@ -92,8 +95,11 @@ class ProcessNetwork:
             said: told what the processes print.
             changed: given the ready document whenever a process was started again.
             fresh: begin with new keys and certificates; otherwise go on from what the directory holds.
+            store: "sqlite" or "postgres"; None for that of the last run where it goes on, else SQLite.
+            database: the file that says where PostgreSQL is.
 
         Raises:
+            InvalidRequestError: the last run's memory is elsewhere than asked for.
             UnavailableError: a network runs there already, a process ended at its start, or the network did not get
                 ready; it says what and why.
             TrenzaError, OSError: something cannot be opened.
@@ -101,19 +107,34 @@ class ProcessNetwork:
         forbid_core_dumps()
         network = cls(scenario, StateDirectory(state), command=command, said=said, changed=changed)
         try:
-            await network._start(progress, fresh=fresh)
+            await network._write_files(progress, fresh=fresh, store=store, database=database)
+            await network._start(progress)
         except BaseException:
             await network.stop()
             raise
         return network
 
-    async def _start(self, progress: Progress, *, fresh: bool) -> None:
+    async def _write_files(
+        self, progress: Progress, *, fresh: bool, store: str | None, database: Path | None
+    ) -> None:
         names = [node.name for node in self.scenario.nodes]
-        if fresh or not all(self._state.node_config(name).is_file() for name in names):
-            progress("making keys and certificates")
-            self._state.clear()
-            await asyncio.to_thread(self._files.write)
+        if not fresh and all(self._state.node_config(name).is_file() for name in names):
+            self._configs = {name: load_node_config(self._state.node_config(name)) for name in names}
+            kept = kept_address(list(self._configs.values()), database, store=store)
+            if kept is not None:
+                await NetworkDatabase(kept, self.scenario, self._state).check_kept()
+            return
+        if database is not None:
+            progress("making schemas")
+            await NetworkDatabase(database, self.scenario, self._state).prepare()
+        progress("making keys and certificates")
+        self._state.clear()
+        self._files.database = database
+        await asyncio.to_thread(self._files.write)
         self._configs = {name: load_node_config(self._state.node_config(name)) for name in names}
+
+    async def _start(self, progress: Progress) -> None:
+        names = list(self._configs)
         self._watch = Watch(self._files.operator, self._configs)
         progress(f"starting {2 * len(self.scenario.links)} QKD devices")
         await self._devices.start()

@@ -2,6 +2,7 @@
 
 network.pid      who runs it (locked while it does)     ready.json    where everything is, once it is ready
 .ready.lock      held by whoever changes ready.json
+network.id       its name in databases; it outlives every run
 book.json        the signed policy book                 officer.pem, officer.key
 devices.toml     the emulated devices                   pki/          certificates and private keys
 nodes/NODE/      config.toml, node.key, anchor, data/
@@ -85,6 +86,10 @@ class StateDirectory:
     @property
     def ready_file(self) -> Path:
         return self.path / "ready.json"
+
+    @property
+    def identity(self) -> Path:
+        return self.path / "network.id"
 
     @property
     def book(self) -> Path:

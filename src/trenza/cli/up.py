@@ -44,6 +44,16 @@ _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
 @click.option(
     "--processes", is_flag=True, help="Run every node as a process of its own, started again whenever it ends."
 )
+@click.option(
+    "--store",
+    type=click.Choice(["sqlite", "postgres"]),
+    help="Where the nodes' memory is: on this disk, or in PostgreSQL (with --processes).  [default: sqlite]",
+)
+@click.option(
+    "--database-address",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="For PostgreSQL: the file with its address, mode 0600 (docs/reference/postgres.md).",
+)
 @click.option("--resume", is_flag=True, help="Go on with the keys, certificates and ledgers of the last run there.")
 @click.option("--live/--no-live", default=None, help="Show the network as it lives.  [default: on a terminal]")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
@@ -52,6 +62,8 @@ def up(
     ready_file: Path | None,
     state_dir: Path | None,
     processes: bool,
+    store: str | None,
+    database_address: Path | None,
     resume: bool,
     live: bool | None,
     quiet: bool,
@@ -62,6 +74,7 @@ def up(
     keys and certificates, unless it resumes. Each message between nodes, devices and applications crosses a mutually
     authenticated TLS connection, so what you try here is what runs on real sites.
     """
+    _check_store(store, database_address, processes=processes, resume=resume)
     found = load_scenario(scenario)
     if ready_file is not None:
         check_writable(ready_file)
@@ -69,13 +82,26 @@ def up(
     if ready_file is not None:
         ready_file.unlink(missing_ok=True)  # of an earlier run: whoever waits for it must not find that one
     screen = screen_for(live=live, quiet=quiet)
-    start = _Start(found, state, ready_file, screen, fresh=not resume, processes=processes)
+    address = None if database_address is None else database_address.absolute()
+    start = _Start(
+        found, state, ready_file, screen, fresh=not resume, processes=processes, store=store, database=address
+    )
     remember(state)
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(start.run())
     finally:
         forget(state)
+
+
+def _check_store(store: str | None, address: Path | None, *, processes: bool, resume: bool) -> None:
+    """Refuse what does not fit together."""
+    if store == "postgres" and not processes:
+        raise click.UsageError("--store postgres needs --processes: each node is an instance by itself")
+    if store == "postgres" and address is None and not resume:
+        raise click.UsageError("--store postgres needs --database-address: the file that says where PostgreSQL is")
+    if address is not None and store != "postgres":
+        raise click.UsageError("--database-address needs --store postgres")
 
 
 def directory_name(scenario: str) -> str:
@@ -93,6 +119,8 @@ class _Start:
     screen: Screen
     fresh: bool
     processes: bool
+    store: str | None
+    database: Path | None
 
     async def run(self) -> None:
         stop = asyncio.Event()
@@ -138,6 +166,8 @@ class _Start:
             said=self.screen.forward,
             changed=self._write_ready_file,
             fresh=self.fresh,
+            store=self.store,
+            database=self.database,
         )
 
     def _write_ready_file(self, document: dict[str, Any]) -> None:

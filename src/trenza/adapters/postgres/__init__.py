@@ -9,6 +9,7 @@ Needs the extra `postgres` (asyncpg).
 
 from trenza.adapters.postgres.anchor import PostgresAnchor
 from trenza.adapters.postgres.lease import Lead, Lease
+from trenza.adapters.postgres.owned import OwnedSchemas
 from trenza.adapters.postgres.sealer import PostgresSealer
 from trenza.adapters.postgres.server import Server, ServerIdentity
 from trenza.adapters.postgres.settings import PostgresSettings
@@ -17,6 +18,7 @@ from trenza.adapters.postgres.store import PostgresStore
 __all__ = [
     "Lead",
     "Lease",
+    "OwnedSchemas",
     "PostgresAnchor",
     "PostgresSealer",
     "PostgresSettings",
