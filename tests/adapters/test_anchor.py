@@ -1,6 +1,10 @@
+import errno
 import stat
+import subprocess
+import sys
 
 import pytest
+from tests.small_disk import small_disk
 
 from trenza.adapters.anchor import FileAnchor, MemoryAnchor
 
@@ -51,3 +55,20 @@ def test_a_memory_anchor_remembers_the_last() -> None:
     anchor.remember(b"alice", 1)
     anchor.remember(b"alice", 2)
     assert anchor.recall() == (b"alice", 2)
+
+
+def test_a_full_disk_is_told_and_ends_no_process(tmp_path) -> None:
+    story = (
+        "import sys, pathlib, trenza.adapters.anchor as a; a.FileAnchor(pathlib.Path(sys.argv[1])).remember(b'a', 1)"
+    )
+    with small_disk(tmp_path / "disk", kilobytes=256) as disk:
+        (disk.path / "run").mkdir()
+        disk.fill()
+        ended = subprocess.run(
+            [sys.executable, "-c", story, str(disk.path / "run" / "anchor")],
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+    assert ended.returncode == 1
+    assert f"[Errno {errno.ENOSPC}]" in ended.stderr

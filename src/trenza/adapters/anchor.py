@@ -59,6 +59,7 @@ class FileAnchor:
         try:
             os.fchmod(descriptor, 0o600)
             os.ftruncate(descriptor, _SIZE)
+            os.posix_fallocate(descriptor, 0, _SIZE)  # a page that finds no room when it is written ends the process
             self._page = mmap.mmap(descriptor, _SIZE)
         finally:
             os.close(descriptor)
