@@ -23,6 +23,7 @@ from trenza.wire.peer import BookAnswer, BookRequest, Done, Knock, Leave, Presen
 
 ALICE, BOB = NodeId("Alice"), NodeId("Bob")
 SOON = Seconds(5.0)
+LEAVE = Leave(bytes(16), ())
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,7 @@ def test_both_ends_hear_whose_certificate_was_verified(identities):
     meeting = Meeting(identities)
 
     async def story(peers):
-        await peers.call(BOB, Leave(), timeout=SOON)
+        await peers.call(BOB, LEAVE, timeout=SOON)
 
     asyncio.run(meeting.run(story))
     assert [(node, peer.uris) for node, peer in meeting.called_by] == [(ALICE, (node_uri(ALICE),))]
@@ -124,7 +125,7 @@ def test_a_caller_that_the_book_does_not_know_is_refused_unheard(identities):
 
     async def story(peers):
         with pytest.raises(RefusedError) as refused:
-            await peers.call(BOB, Leave(), timeout=SOON)
+            await peers.call(BOB, LEAVE, timeout=SOON)
         assert refused.value.remote_code == "unauthorised"
 
     asyncio.run(meeting.run(story, caller="Mallory"))
@@ -138,7 +139,7 @@ def test_a_node_whose_certificate_names_another_gets_no_request(identities):
     async def story(peers):
         meeting.address = PeerAddress(node_uri(NodeId("Carol")), meeting.address.host, meeting.address.port)
         with pytest.raises(AuthenticationError):
-            await peers.call(NodeId("Carol"), Leave(), timeout=SOON)
+            await peers.call(NodeId("Carol"), LEAVE, timeout=SOON)
 
     asyncio.run(meeting.run(story))
     assert meeting.heard == []
@@ -150,7 +151,7 @@ def test_a_node_that_the_book_does_not_know_is_not_called(identities):
     async def story(peers):
         meeting.address = None
         with pytest.raises(PeerUnavailableError) as unavailable:
-            await peers.call(BOB, Leave(), timeout=SOON)
+            await peers.call(BOB, LEAVE, timeout=SOON)
         assert not unavailable.value.sent
 
     asyncio.run(meeting.run(story))
@@ -163,9 +164,9 @@ def test_a_node_that_has_moved_is_called_at_its_new_address(identities):
         there = meeting.address
         meeting.address = PeerAddress(there.uri, "127.0.0.1", 1)  # nobody listens there
         with pytest.raises(PeerUnavailableError):
-            await peers.call(BOB, Leave(), timeout=SOON)
+            await peers.call(BOB, LEAVE, timeout=SOON)
         meeting.address = there
-        await peers.call(BOB, Leave(), timeout=SOON)
+        await peers.call(BOB, LEAVE, timeout=SOON)
 
     asyncio.run(meeting.run(story))
     assert len(meeting.heard) == 1
@@ -175,12 +176,12 @@ def test_a_certificate_revoked_under_an_open_connection_ends_it_at_the_callers_s
     meeting = Meeting(identities)
 
     async def story(peers):
-        await peers.call(BOB, Leave(), timeout=SOON)
+        await peers.call(BOB, LEAVE, timeout=SOON)
         meeting.revoked.add(meeting.answered_by[0][1].fingerprint)
         with pytest.raises(AuthenticationError, match="revoked"):
-            await peers.call(BOB, Leave(), timeout=SOON)
+            await peers.call(BOB, LEAVE, timeout=SOON)
         with pytest.raises(AuthenticationError, match="revoked"):  # nor is it taken on a new connection
-            await peers.call(BOB, Leave(), timeout=SOON)
+            await peers.call(BOB, LEAVE, timeout=SOON)
 
     asyncio.run(meeting.run(story))
 
@@ -189,10 +190,10 @@ def test_a_certificate_revoked_under_an_open_connection_is_refused_at_the_door(i
     meeting = Meeting(identities)
 
     async def story(peers):
-        await peers.call(BOB, Leave(), timeout=SOON)
+        await peers.call(BOB, LEAVE, timeout=SOON)
         meeting.revoked.add(meeting.called_by[0][1].fingerprint)
         with pytest.raises(RefusedError):
-            await peers.call(BOB, Leave(), timeout=SOON)
+            await peers.call(BOB, LEAVE, timeout=SOON)
 
     asyncio.run(meeting.run(story))
     assert len(meeting.heard) == 1
@@ -210,7 +211,7 @@ def test_a_node_without_a_book_says_that_it_is_not_ready(identities):
 
     async def story(peers):
         with pytest.raises(RefusedError) as refused:
-            await peers.call(BOB, Leave(), timeout=SOON)
+            await peers.call(BOB, LEAVE, timeout=SOON)
         assert refused.value.remote_code == "unavailable"
 
     asyncio.run(meeting.run(story))
@@ -220,9 +221,9 @@ def test_after_reconnecting_the_next_call_shakes_hands_again(identities):
     meeting = Meeting(identities)
 
     async def story(peers):
-        await peers.call(BOB, Leave(), timeout=SOON)
+        await peers.call(BOB, LEAVE, timeout=SOON)
         peers.reconnect()
-        await peers.call(BOB, Leave(), timeout=SOON)
+        await peers.call(BOB, LEAVE, timeout=SOON)
         assert meeting.server.statistics.handshakes_completed == 2
 
     asyncio.run(meeting.run(story))
@@ -232,10 +233,10 @@ def test_a_server_with_a_new_certificate_is_called_over_a_new_connection(identit
     meeting = Meeting(identities)
 
     async def story(peers):
-        await peers.call(BOB, Leave(), timeout=SOON)
+        await peers.call(BOB, LEAVE, timeout=SOON)
         meeting.server.renew()
-        await asyncio.gather(*(peers.call(BOB, Leave(), timeout=SOON) for _ in range(3)))
-        await peers.call(BOB, Leave(), timeout=SOON)
+        await asyncio.gather(*(peers.call(BOB, LEAVE, timeout=SOON) for _ in range(3)))
+        await peers.call(BOB, LEAVE, timeout=SOON)
         assert meeting.server.statistics.handshakes_completed == 2
         assert len(meeting.heard) == 5
 
