@@ -506,6 +506,25 @@ def test_without_a_live_lease_nothing_is_sent_under_the_key_of_a_link(without):
     asyncio.run(story())
 
 
+@pytest.mark.parametrize("slow", ["a", "b"])
+def test_a_lease_that_ends_while_the_use_becomes_durable_lets_nothing_out(slow):
+    async def story():
+        world = row()
+        await world.stock()
+        receiver = "c" if slow == "b" else "b"
+
+        async def after_long(_changes):
+            world[slow].ctx.sessions[receiver].lease_until = Seconds(-1.0)
+
+        world[slow].store.on_commit = after_long
+        with pytest.raises((UnavailableError, RefusedError), match="no live lease"):
+            await carry(world)
+        assert used(world[slow]) == (10 if slow == "b" else 5)  # burnt, on whichever link
+        assert not [message for message in relays_sent(world) if message.position == (2 if slow == "b" else 1)]
+
+    asyncio.run(story())
+
+
 def test_of_parallel_links_the_fullest_carries():
     async def story():
         world = World("ab", ["a-b-1", "a-b-2"])

@@ -239,8 +239,7 @@ class Relays:
         one machine, which hold the same pads, one at a time may send.
         """
         end = self._fullest(receiver)
-        if not self._has_lease(receiver):
-            raise UnavailableError(f"no live lease with node {receiver}: nothing is sent under its links' key")
+        self._refuse_without_lease(receiver)
         stream = self._pads.stream(end.link, self._ctx.name)
         if not stream.available(reserve=True):
             self._ctx.counters["relays_without_reserve"] += 1
@@ -249,9 +248,10 @@ class Relays:
         (key,) = stream.allocate(1, reserve=True)
         return _Taken(end, pad, key, self._hop(end, self._ctx.name, pad))
 
-    def _has_lease(self, receiver: NodeId) -> bool:
+    def _refuse_without_lease(self, receiver: NodeId) -> None:
         session = self._ctx.sessions.get(receiver)
-        return session is not None and self._ctx.clock.elapsed() < session.lease_until
+        if session is None or self._ctx.clock.elapsed() >= session.lease_until:
+            raise UnavailableError(f"no live lease with node {receiver}: nothing is sent under its links' key")
 
     def _fullest(self, receiver: NodeId) -> LinkEnd:
         me, book = self._ctx.name, self._ctx.book.link_by_name
@@ -313,6 +313,7 @@ class Relays:
         """Send, again if need be, until the deadline; nodes nearer the end have shorter ones."""
         ctx, last = self._ctx, len(message.route) - 1
         receiver = NodeId(message.route[message.position])
+        self._refuse_without_lease(receiver)  # it may have ended while the use of the pad became durable
         share = (last - message.position + 1) / last
         deadline = ctx.clock.elapsed() + ctx.settings.relay_timeout * share
         pause = _FIRST_PAUSE
