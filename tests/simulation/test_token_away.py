@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from tests.simulation.acts import judged
 from tests.simulation.networks import network
@@ -15,6 +16,8 @@ from trenza.lab.loop import run
 from trenza.lab.story import SMALL
 from trenza.lab.world import World
 
+STOCKED = replace(SMALL, stock_target=240, link_target_units=1_024)  # more than the windows that a crash gives up
+
 
 async def away(sealed: Sealed, *, associated: bytes) -> Secret:
     raise StoreUnavailableError("the token is away")
@@ -22,7 +25,7 @@ async def away(sealed: Sealed, *, associated: bytes) -> Secret:
 
 def test_segments_that_cannot_be_opened_for_a_while_are_kept(monkeypatch) -> None:
     async def story() -> None:
-        world = World(network("AB", "AB", {"A1 B1": "default"}), seed=7, settings=SMALL)
+        world = World(network("AB", "AB", {"A1 B1": "default"}), seed=7, settings=STOCKED)
         await world.start_all()
         await world.until_ready(within=60.0)
         await world.crash(NodeId("A"))
