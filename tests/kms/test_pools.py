@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from tests.kms.pair_world import A, B, PairWorld, lived
+import pytest
+from tests.kms.fakes import Fails
+from tests.kms.pair_world import A, B, PairWorld, any_strands, lived, slots_in
 
+from trenza.base.errors import StoreUnavailableError
 from trenza.base.units import Seconds, nanoseconds
 from trenza.wire.peer import WindowAnswer, WindowRequest
 
@@ -58,5 +61,30 @@ def test_who_speaks_of_a_window_now_and_then_does_not_open_and_close_it_each_tim
         assert len(world.a.store.history) - commits <= 2 * 5
         world.clock.advance(3_600.0)
         assert len(world.a.pair.held.over(world.clock.now())) == 0
+
+    lived(story)
+
+
+@pytest.mark.parametrize("how", Fails)
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_disk_that_takes_no_grant_costs_no_slot(how, dies):
+    async def story(world: PairWorld) -> None:
+        await world.fill(32)
+        for _ in range(3):  # the peer asks again and again
+            world.a.store.fail_next = how
+            with pytest.raises(StoreUnavailableError):
+                await world.a.pools.grant(B, full=True, slots=8, accept=any_strands)
+        if dies:
+            await world.a.restart()
+            world.meet()
+        grants = await world.a.pools.grant(B, full=True, slots=32, accept=any_strands)
+        granted = slots_in(tuple((one.first, one.count) for one in grants))
+        if not dies:
+            assert granted == set(range(32))
+        assert sum(one.count for one in grants) == len(granted)
+        await world.a.restart()
+        held = [slot for one in world.a.pair.held.values() for slot in range(one.first, one.first + one.count)]
+        assert len(held) == len(set(held))
+        assert not set(held) & slots_in(world.a.segment.mine.ranges)
 
     lived(story)

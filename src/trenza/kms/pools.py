@@ -47,6 +47,7 @@ class Pair:
     issuer: IssuerPool = field(default_factory=IssuerPool)
     held: Holding = field(default_factory=Holding)
     next_window: int = 0
+    untold: list[HeldWindow] = field(default_factory=list)  # whose commit failed, or seemed to: no answer named them
     reserving: asyncio.Lock = field(default_factory=asyncio.Lock)
     asking: asyncio.Lock = field(default_factory=asyncio.Lock)  # one asks for windows at a time: grants have an order
     peer_stock: StockMark = field(default_factory=lambda: StockMark(0, 0, 0.0, 0.0))
@@ -377,9 +378,14 @@ class Pools:
     # --- windows
 
     async def grant(self, peer: NodeId, *, full: bool, slots: int, accept: Accept) -> tuple[WindowGrant, ...]:
-        """Grant up to `slots` slots of segments that `peer` issues from: durable before the answer leaves."""
+        """Grant up to `slots` slots of segments that `peer` issues from: durable before the answer leaves.
+
+        Raises:
+            StoreUnavailableError: not now; what was taken for it can be granted later.
+        """
+        await self._regain_untold(peer)
         pair = self.pair(peer)
-        grants: list[WindowGrant] = []
+        windows: list[HeldWindow] = []
         changes: list[Change] = []
         missing = slots
         for segment in pair.segments.giving(mine=True, full=full, accept=accept):
@@ -389,11 +395,51 @@ class Pools:
                 first, count = segment.mine.lowest(missing)
                 segment.mine = segment.mine.without(first, count)
                 missing -= count
-                grants.append(grant_of(self.hold(segment, first, count, changes)))
+                windows.append(self.hold(segment, first, count, changes))
             changes.append(self.segment_row(segment))
         if changes:
-            await self._ctx.store.commit([*changes, self.numbers_row(peer)])
-        return tuple(grants)
+            try:
+                await self._ctx.store.commit([*changes, self.numbers_row(peer)])
+            except StoreUnavailableError:
+                self._withdraw(pair, windows)
+                raise
+        return tuple(map(grant_of, windows))
+
+    def _withdraw(self, pair: Pair, windows: Sequence[HeldWindow]) -> None:
+        """Hold no longer what may not be durable, and was told to nobody."""
+        if self._ctx.shared is not None:  # another instance may have read it, and deliver what the peer guesses
+            return
+        for window in windows:
+            segment = pair.segments.get(window.facts.record.segment)
+            if segment is not None and pair.held.get(window.number) is window and not window.delivered:
+                pair.held.remove(window.number)
+                segment.users += 1  # it is not tidied away meanwhile
+                pair.untold.append(window)
+
+    async def _regain_untold(self, peer: NodeId) -> None:
+        """Make grantable again what was withdrawn, by the very commit that removes its windows for certain."""
+        pair = self.pair(peer)
+        if not pair.untold:
+            return
+        untold, pair.untold = pair.untold, []
+        changes: list[Change] = []
+        mine: dict[bytes, SlotSet] = {}
+        for window in untold:
+            changes.append(Delete(Table.WINDOW, rows.window_key(rows.HOLDER, peer, window.number)))
+            segment = pair.segments.get(window.facts.record.segment)
+            if segment is not None:
+                mine[segment.id] = mine.get(segment.id, segment.mine).with_range(window.first, window.count)
+        changes += [self.segment_row(pair.segments[one], mine=slots) for one, slots in mine.items()]
+        try:
+            await self._ctx.store.commit(changes)
+        except BaseException:
+            pair.untold += untold
+            raise
+        for window in untold:
+            segment = pair.segments.get(window.facts.record.segment)
+            if segment is not None:
+                segment.users -= 1
+                segment.mine = segment.mine.with_range(window.first, window.count)
 
     def hold(self, segment: Segment, first: int, count: int, changes: list[Change]) -> HeldWindow:
         """Make a window for the peer to issue from; it counts when `changes` and the numbers given are durable."""
@@ -746,6 +792,7 @@ class Pools:
             key_lifetime: how long a key may wait to be fetched.
             max_age: how old strands may become, with QKD (True) and without (False).
         """
+        await self._regain_untold(peer)
         pair = self.pair(peer)
         now = self._ctx.clock.now()
         changes: list[Change] = []
