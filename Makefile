@@ -40,7 +40,7 @@ format: $(STAMP) ## put the code into its one form
 	$(BIN)/ruff format src tests bench docs formal tools/soak
 	$(BIN)/ruff check --fix src tests bench docs formal tools/soak
 
-bench: $(STAMP) ## figures of docs/performance.md: what a key costs (about six minutes)
+bench: $(STAMP) ## figures of docs/performance.md: what a key costs (about ten minutes)
 	$(BIN)/python bench/pairs.py $(ARGS)
 
 bench-growth: $(STAMP) ## whether it costs the same with more stock, nodes and applications (a quarter of an hour)

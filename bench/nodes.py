@@ -7,17 +7,23 @@ outside: through their management doors and /proc.
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from processes import HERE, START_DEADLINE_S, TRENZA, LoadProcess, Word, refuse_dead, running
 
+sys.path.insert(0, str(HERE.parent))
+from tests import postgres as servers
+
 from trenza.app.config import write_config
+from trenza.app.network_database import NetworkDatabase
 from trenza.app.network_files import NetworkFiles, Ports
 from trenza.app.scenario_model import Scenario
 from trenza.app.state_directory import StateDirectory
@@ -28,15 +34,55 @@ from trenza.cli.state import read_ready
 from trenza.wire.management import NodeStatus
 
 DEVICES = "devices"
+DATABASE = "database"
 LOOK_EVERY_S = 0.2
 FILLED_AFTER_S = 1.0  # without a new slot
+
+
+@dataclass(frozen=True)
+class Database:
+    """A PostgreSQL server of this run alone, with settings under which no commit can be lost."""
+
+    address: Path  # as in a node's configuration
+    version: str
+    pid_file: Path
+
+    @classmethod
+    def start(cls, stack: ExitStack, folder: Path) -> Database:
+        cluster = stack.enter_context(servers.cluster(run=False))
+        cluster.start(autovacuum="on", shared_buffers="128MB")
+        address = folder / "database"
+        address.write_text(cluster.dsn() + "\n")
+        address.chmod(0o600)
+        programs = servers.programs()
+        assert programs is not None
+        told = subprocess.run([programs / "postgres", "--version"], capture_output=True, text=True, check=True)
+        return cls(address, told.stdout.strip(), cluster.data / "postmaster.pid")
+
+    def pids(self) -> dict[str, int]:
+        """Return the server's processes of now, each node's connections among them, but none that soon ends."""
+        server = int(self.pid_file.read_text().split()[0])
+        children = Path(f"/proc/{server}/task/{server}/children").read_text().split()
+        return {f"{DATABASE} {pid}": int(pid) for pid in (str(server), *children) if _stays(pid)}
+
+
+def _stays(pid: str) -> bool:
+    try:
+        return b"autovacuum worker" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 class Files:
     """All that the processes of a network are told, written before any of them starts."""
 
     def __init__(
-        self, scenario: Scenario, folder: Path, stack: ExitStack, settings: Mapping[str, float] | None = None
+        self,
+        scenario: Scenario,
+        folder: Path,
+        stack: ExitStack,
+        settings: Mapping[str, float] | None = None,
+        database: Database | None = None,
     ) -> None:
         self.scenario = scenario
         self.folder = folder
@@ -44,12 +90,15 @@ class Files:
         stack.callback(self.state.release)
         ports = Ports()
         stack.callback(ports.release)
-        self._files = NetworkFiles(scenario, self.state, ports)
+        self.database = database
+        self._files = NetworkFiles(scenario, self.state, ports, None if database is None else database.address)
         self._files.write()
         for node in scenario.nodes:
             config = self._files.node_config(node.name)
             changed = msgspec.structs.replace(config, settings=config.settings | dict(settings or {}))
             write_config(changed, self.config(node.name))
+        if database is not None:
+            asyncio.run(NetworkDatabase(database.address, scenario, self.state).prepare())
         self.ready_file = folder / "ready.json"
         self.ready_file.write_bytes(msgspec.json.encode(self._ready_document()))
 
@@ -86,7 +135,7 @@ class Files:
 
 
 class Nodes:
-    """The running network. `pids` names each process: the nodes by their names, and "devices"."""
+    """The running network. `pids` names each process: the nodes by their names, "devices", "database PID"."""
 
     def __init__(
         self,
@@ -120,8 +169,13 @@ class Nodes:
             if node.name not in together:
                 command = [*launcher, "node", "--config", files.config(node.name)]
                 self._processes[node.name] = stack.enter_context(running(command, self.log))
-        self.pids = {name: process.pid for name, process in self._processes.items()}
         self._stack = stack
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Every process by its name, those of the database too."""
+        own = {name: process.pid for name, process in self._processes.items()}
+        return own if self.files.database is None else own | self.files.database.pids()
 
     def load(self, initiator: str = "sae-alice", target: str = "sae-bob") -> LoadProcess:
         return LoadProcess(self._stack, self.files.ready_file, initiator, target)

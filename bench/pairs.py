@@ -10,6 +10,9 @@ Everything is started once, and asked in turn, in interleaved rounds: what distu
     pairs     enc_keys and dec_keys with live refill, every pair compared
     slow      pairs on disks whose every sync takes 4 ms longer (bench/slow_disk.py)
 
+issue, refill and pairs also with the nodes' memory in PostgreSQL, where it is installed: servers made for this run, a
+schema for each node. Their processes are counted apart.
+
 CPU time is that of whole processes, with all their threads and whatever else they do; nothing is subtracted and
 nothing is pinned. Prints Markdown tables of medians (and the least and the most), writes every round to
 bench/results/pairs.json, and ends with status 1 if any key was missing, different or repeated.
@@ -20,7 +23,9 @@ bench/results/pairs.json, and ends with status 1 if any key was missing, differe
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -34,17 +39,20 @@ import measure
 import msgspec
 import profiling
 from load import Latency, Plan, Result
-from nodes import DEVICES, Files, Nodes
+from nodes import DATABASE, DEVICES, Database, Files, Nodes, servers
 from processes import HERE, Constant, LoadProcess
 from scenarios import FIRST, HUB, hub_and
 
 KINDS = ("bare", "floor", "issue", "refill", "pairs", "slow")
 STORES = ("sqlite", "postgres")
+STORED = ("issue", "refill", "pairs")  # what is measured with every store
 SETTLE_S = 0.5
 SLOW_MS = 4.0
 STOCKED_SLOTS = 1_048_576
 LIVE_STOCK = 16_384
 FILL_SLOTS = 32_768
+REQUESTS = ("bare", "floor", "issue", "refill", "issue, postgres", "refill, postgres")
+PAIRS = ("pairs", "slow", "pairs, postgres")
 FAULTS = ("missing", "different", "repeated", "failed")
 Ask = Callable[[int, float], Result]
 
@@ -69,6 +77,7 @@ class Filling(msgspec.Struct):
 class Pairs(msgspec.Struct):
     machine: measure.Machine
     load_average_at_end: float
+    stores: dict[str, str]  # which server each was
     filling: Filling | None
     rounds: list[Round]
 
@@ -109,10 +118,10 @@ def of_nodes(name: str, nodes: Nodes, load: LoadProcess, plan: Plan, connections
 # --- the networks
 
 
-def stocked(stack: ExitStack, folder: Path) -> Nodes:
+def stocked(stack: ExitStack, folder: Path, database: Database | None = None) -> Nodes:
     """Start two nodes that need not fill: more is in stock than the run takes."""
     folder.mkdir()
-    files = Files(hub_and(1), folder, stack)
+    files = Files(hub_and(1), folder, stack, database=database)
     filling = [sys.executable, HERE / "filler.py", files.config(HUB), files.config(FIRST)]
     words = [str(word) for word in [*filling, "--segments", STOCKED_SLOTS // 1_024]]
     subprocess.run(words, check=True)
@@ -121,10 +130,12 @@ def stocked(stack: ExitStack, folder: Path) -> Nodes:
     return nodes
 
 
-def live(stack: ExitStack, folder: Path, name: str = "live", delay_ms: float = 0.0) -> Nodes:
+def live(
+    stack: ExitStack, folder: Path, name: str = "live", delay_ms: float = 0.0, database: Database | None = None
+) -> Nodes:
     """Start two nodes that begin with nothing and are filled by emulated devices; maybe on slow disks."""
     folder.mkdir()
-    files = Files(hub_and(1), folder, stack, {"stock_target": LIVE_STOCK})
+    files = Files(hub_and(1), folder, stack, {"stock_target": LIVE_STOCK}, database)
     slow = (sys.executable, HERE / "slow_disk.py", str(delay_ms))
     nodes = Nodes(name, files, stack, launcher=slow) if delay_ms else Nodes(name, files, stack)
     nodes.wait_until_issuing(HUB, [FIRST])
@@ -148,24 +159,53 @@ def filling(stack: ExitStack, folder: Path) -> Filling:
     return Filling(slots, lasted, per_slot, share)
 
 
-def servers_of(stack: ExitStack, folder: Path, wanted: Iterable[str], connections: Sequence[int]) -> list[Server]:
-    """Start what is wanted."""
-    servers = [constant(stack, name, folder, connections) for name in ("bare", "floor") if name in wanted]
-    if "issue" in wanted:
-        nodes = stocked(stack, folder / "stocked")
-        servers.append(of_nodes("issue", nodes, nodes.load(), Plan("issue", 0, 0.0), connections))
-    if {"refill", "pairs"} & set(wanted):
-        nodes = live(stack, folder / "live")
-        load = nodes.load()
-        if "refill" in wanted:
-            servers.append(of_nodes("refill", nodes, load, Plan("issue", 0, 0.0), connections))
-        if "pairs" in wanted:
-            servers.append(of_nodes("pairs", nodes, load, Plan("pairs", 0, 0.0), connections))
-    if "slow" in wanted:
+def servers_of(
+    stack: ExitStack, folder: Path, wanted: Iterable[str], connections: Sequence[int], stores: Iterable[str]
+) -> tuple[list[Server], dict[str, str]]:
+    """Start what is wanted; also say which server each store is."""
+    asked = [constant(stack, name, folder, connections) for name in ("bare", "floor") if name in wanted]
+    versions = {}
+    if "sqlite" in stores:
+        asked += stored(stack, folder, wanted, connections)
+        versions["sqlite"] = f"SQLite {sqlite3.sqlite_version}"
+    if "postgres" in stores and set(STORED) & set(wanted):
+        database, apart = Database.start(stack, folder), folder / "postgres"
+        apart.mkdir()
+        asked += stored(stack, apart, wanted, connections, database)
+        versions["postgres"] = database.version
+    if "slow" in wanted and "sqlite" in stores:
         nodes = live(stack, folder / "slow", "slow", SLOW_MS)
         ends = sorted({min(connections), max(connections)})
-        servers.append(of_nodes("slow", nodes, nodes.load(), Plan("pairs", 0, 0.0), ends))
-    return servers
+        asked.append(of_nodes("slow", nodes, nodes.load(), Plan("pairs", 0, 0.0), ends))
+    return asked, versions
+
+
+def stored(
+    stack: ExitStack,
+    folder: Path,
+    wanted: Iterable[str],
+    connections: Sequence[int],
+    database: Database | None = None,
+) -> list[Server]:
+    """Start what is measured with every store, with one of them."""
+    asked = []
+    if "issue" in wanted:
+        nodes = stocked(stack, folder / "stocked", database)
+        asked.append(of_nodes(named("issue", database), nodes, nodes.load(), Plan("issue", 0, 0.0), connections))
+    if {"refill", "pairs"} & set(wanted):
+        if database is not None:  # another network of the same names needs another server
+            database = Database.start(stack, folder)
+        nodes = live(stack, folder / "live", database=database)
+        load = nodes.load()
+        if "refill" in wanted:
+            asked.append(of_nodes(named("refill", database), nodes, load, Plan("issue", 0, 0.0), connections))
+        if "pairs" in wanted:
+            asked.append(of_nodes(named("pairs", database), nodes, load, Plan("pairs", 0, 0.0), connections))
+    return asked
+
+
+def named(kind: str, database: Database | None) -> str:
+    return kind if database is None else f"{kind}, postgres"
 
 
 def measured(servers: Sequence[Server], connections: Sequence[int], rounds: int, seconds: float) -> list[Round]:
@@ -204,11 +244,11 @@ class Tables:
     def requests(self) -> str:
         """What one request for a key costs the process that answers it."""
         head = ["connections", "server", "requests/s", "CPU µs/request", "to bare", "to the floor"]
-        head += ["p50 / p99 / p99.9 ms", "filled per key", "503", "load busy"]
+        head += ["database", "p50 / p99 / p99.9 ms", "filled per key", "503", "load busy"]
         rows = [
             self._request_row(name, many)
-            for many in self.connections("bare", "floor", "issue", "refill")
-            for name in ("bare", "floor", "issue", "refill")
+            for many in self.connections(*REQUESTS)
+            for name in REQUESTS
             if self.of(name, many)
         ]
         return measure.table(head, rows)
@@ -222,8 +262,11 @@ class Tables:
             str(measure.Spread.of(server_cpu_us(rounds))),
             self._ratio(rounds, "bare", many),
             self._ratio(rounds, "floor", many),
+            database_cpu_us(rounds),
             latency_of([one.result.enc for one in rounds]),
-            str(measure.Spread.of(one.filled / max(one.issued, 1) for one in rounds)) if name == "refill" else "",
+            str(measure.Spread.of(one.filled / max(one.issued, 1) for one in rounds))
+            if name.startswith("refill")
+            else "",
             str(sum(one.result.refused for one in rounds)),
             f"{100 * measure.Spread.of(one.result.client_share for one in rounds).median:.0f} %",
         ]
@@ -236,13 +279,10 @@ class Tables:
 
     def pairs(self) -> str:
         """What a pair costs all processes that it needs."""
-        head = ["disk", "connections", "pairs/s", "enc_keys p50 / p99 / p99.9 ms", "dec_keys p50 / p99 / p99.9 ms"]
-        head += ["CPU µs a pair: initiator's node", "target's node", "devices", "503", "load busy"]
+        head = ["store", "connections", "pairs/s", "enc_keys p50 / p99 / p99.9 ms", "dec_keys p50 / p99 / p99.9 ms"]
+        head += ["CPU µs a pair: initiator's node", "target's node", "devices", "database", "503", "load busy"]
         rows = [
-            self._pair_row(name, many)
-            for name in ("pairs", "slow")
-            for many in self.connections(name)
-            if self.of(name, many)
+            self._pair_row(name, many) for name in PAIRS for many in self.connections(name) if self.of(name, many)
         ]
         return measure.table(head, rows)
 
@@ -250,12 +290,13 @@ class Tables:
         rounds = self.of(name, many)
         cpu = [str(measure.Spread.of(one.result.cpu_us(process) for one in rounds)) for process in processes()]
         return [
-            f"+{SLOW_MS:.0f} ms" if name == "slow" else "its own",
+            {"pairs": "SQLite", "slow": f"SQLite, +{SLOW_MS:.0f} ms a sync"}.get(name, "PostgreSQL"),
             str(many),
             str(measure.Spread.of(one.result.pairs_per_s for one in rounds)),
             latency_of([one.result.enc for one in rounds]),
             latency_of([one.result.dec for one in rounds]),
             *cpu,
+            database_cpu_us(rounds),
             str(sum(one.result.refused for one in rounds)),
             f"{100 * measure.Spread.of(one.result.client_share for one in rounds).median:.0f} %",
         ]
@@ -277,6 +318,15 @@ def processes() -> tuple[str, ...]:
 def server_cpu_us(rounds: Iterable[Round]) -> list[float]:
     """Return what one request cost the process that answered it, round by round."""
     return [one.result.cpu_us(HUB if HUB in one.result.cpu_s else one.server) for one in rounds]
+
+
+def database_cpu_us(rounds: Sequence[Round]) -> str:
+    """Say what one request or pair cost all processes of the database, where there is one."""
+    of_server = [[name for name in one.result.cpu_s if name.startswith(DATABASE)] for one in rounds]
+    if not any(of_server):
+        return ""
+    spent = [sum(map(one.result.cpu_us, names)) for one, names in zip(rounds, of_server, strict=True)]
+    return str(measure.Spread.of(spent))
 
 
 def latency_of(several: Iterable[Latency | None]) -> str:
@@ -307,14 +357,15 @@ def faults_of(results: Iterable[Result]) -> dict[str, int]:
 def report(pairs: Pairs) -> str:
     tables = Tables(pairs.rounds)
     parts = []
-    if {"bare", "floor", "issue", "refill"} & set(tables.names):
+    if set(REQUESTS) & set(tables.names):
         parts.append(tables.requests())
     if pairs.filling is not None:
         parts.append(told_of_filling(pairs.filling))
-    if {"pairs", "slow"} & set(tables.names):
+    if set(PAIRS) & set(tables.names):
         parts += [tables.pairs(), tables.slow_gain()]
     others = measure.Spread.of(one.result.others_share for one in pairs.rounds)
     parts += ["\n".join(measure.caveats(pairs.machine, others))]
+    parts.append(", ".join(pairs.stores.values()))
     parts.append(f"{pairs.machine}; {pairs.load_average_at_end:.2f} after; others used {others} CPUs meanwhile")
     return "\n\n".join(part for part in parts if part)
 
@@ -324,13 +375,20 @@ def run(asked: argparse.Namespace, folder: Path, stack: ExitStack) -> Pairs:
     where = measure.machine(folder)
     with ExitStack() as apart:  # it ends before the rest begins
         filled = None if asked.no_filling else filling(apart, folder / "filling")
-    servers = servers_of(stack, folder, asked.only.split(","), connections)
-    rounds = measured(servers, connections, asked.rounds, asked.seconds)
+    started, stores = servers_of(stack, folder, asked.only.split(","), connections, asked.store)
+    rounds = measured(started, connections, asked.rounds, asked.seconds)
     if asked.profile:
-        for server in servers:
+        for server in started:
             with profiling.sampled(server.name, server.sampled, asked.seconds):
                 server.ask(max(connections), asked.seconds + 2.0)
-    return Pairs(where, os.getloadavg()[0], filled, rounds)
+    return Pairs(where, os.getloadavg()[0], stores, filled, rounds)
+
+
+def postgres_missing() -> str | None:
+    """Say why no node can have its memory in PostgreSQL here, or None."""
+    if importlib.util.find_spec("asyncpg") is None:
+        return "the extra `postgres` is not installed"
+    return servers.missing()
 
 
 def main() -> None:
@@ -339,14 +397,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--connections", default="1,16,64")
     parser.add_argument("--only", default=",".join(KINDS), help=f"of {','.join(KINDS)}")
-    parser.add_argument("--store", default="sqlite", help=f"of {','.join(STORES)}")
+    parser.add_argument(
+        "--store", default=",".join(STORES), help=f"of {','.join(STORES)}; what is not here is left out"
+    )
     parser.add_argument("--no-filling", action="store_true", help="leave out the CPU of filling a key")
     parser.add_argument("--profile", action="store_true", help="also sample where the time goes (py-spy or perf)")
     asked = parser.parse_args()
     if unknown := set(asked.only.split(",")) - set(KINDS):
         parser.error(f"no such kind: {', '.join(sorted(unknown))}")
-    if "postgres" in asked.store.split(","):
-        print("postgres: skipped, `trenza node` cannot be told of that store yet", file=sys.stderr)
+    asked.store = asked.store.split(",")
+    if unknown := set(asked.store) - set(STORES):
+        parser.error(f"no such store: {', '.join(sorted(unknown))}")
+    if "postgres" in asked.store and (why := postgres_missing()) is not None:
+        print(f"postgres: left out, {why}", file=sys.stderr)
+        asked.store.remove("postgres")
     with tempfile.TemporaryDirectory(dir=HERE.parent, prefix=".bench-") as name, ExitStack() as stack:
         pairs = run(asked, Path(name), stack)
     found = faults_of(one.result for one in pairs.rounds)
