@@ -88,3 +88,26 @@ def test_a_disk_that_takes_no_grant_costs_no_slot(how, dies):
         assert not set(held) & slots_in(world.a.segment.mine.ranges)
 
     lived(story)
+
+
+@pytest.mark.parametrize("how", Fails)
+def test_a_disk_that_takes_no_window_costs_one_of_them_and_no_more_is_asked_for_meanwhile(how):
+    async def story(world: PairWorld) -> None:
+        await world.fill(32)
+        answer = await world.b.say(WindowRequest(world.b.ctx.session(A).id, True, 9, (), 0, 8))
+        assert isinstance(answer, WindowAnswer)
+        world.b.store.fail_next = how
+        with pytest.raises(StoreUnavailableError):
+            await world.b.pools.accept(A, answer.grants)
+        for _ in range(3):  # what goes before each question
+            world.b.store.fail_next = Fails.BEFORE
+            with pytest.raises(StoreUnavailableError):
+                await world.b.pools.open_next(A, full=True, accept=any_strands)
+        await world.b.pools.open_next(A, full=True, accept=any_strands)
+        commits = len(world.b.store.history)
+        await world.b.pools.open_next(A, full=True, accept=any_strands)
+        assert len(world.b.store.history) == commits
+        await world.b.get_window(32)
+        assert world.b.issuable() == set(range(8, 32))
+
+    lived(story)

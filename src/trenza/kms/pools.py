@@ -47,6 +47,7 @@ class Pair:
     issuer: IssuerPool = field(default_factory=IssuerPool)
     held: Holding = field(default_factory=Holding)
     next_window: int = 0
+    took_over: bool = True  # what was granted last; False: the disk did not take it
     untold: list[HeldWindow] = field(default_factory=list)  # whose commit failed, or seemed to: no answer named them
     reserving: asyncio.Lock = field(default_factory=asyncio.Lock)
     asking: asyncio.Lock = field(default_factory=asyncio.Lock)  # one asks for windows at a time: grants have an order
@@ -522,6 +523,9 @@ class Pools:
             await self._ctx.store.commit(changes)
         except ConflictError:
             raise RemoteProtocolError(f"node {peer} gave a window a number that it had given before") from None
+        except StoreUnavailableError:
+            self.pair(peer).took_over = False
+            raise
         unreadable: list[bytes] = []
         for segment, window in windows:
             if not await self._opens(segment):
@@ -539,7 +543,11 @@ class Pools:
         Raises:
             StoreUnavailableError: the disk or the node key's token is away; this is no time to ask.
         """
-        coming = self.pair(peer).segments.giving(mine=False, full=full, accept=accept)
+        pair = self.pair(peer)
+        if not pair.took_over:  # the same again would be given up: whether the disk takes anything is seen first
+            await self._ctx.store.commit([self.numbers_row(peer)])
+            pair.took_over = True
+        coming = pair.segments.giving(mine=False, full=full, accept=accept)
         if (segment := next((one for one in coming if one.open is None), None)) is not None:
             await self._opens(segment)
 
