@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 from tests.simulation.networks import network
 
-from trenza.base.errors import PeerUnavailableError
+from trenza.base.errors import PeerUnavailableError, TrenzaError
 from trenza.base.names import NodeId, SaeId
 from trenza.base.units import Seconds
 from trenza.core.delivery import DeliveredKey, IssueRequest
@@ -18,7 +20,7 @@ from trenza.lab.history import violations
 from trenza.lab.loop import run
 from trenza.lab.plan import SMALL
 from trenza.lab.world import World
-from trenza.wire.peer import Knock
+from trenza.wire.peer import Knock, Presence, life_message
 
 A, B = NodeId("A"), NodeId("B")
 A1, B1 = SaeId("A1"), SaeId("B1")
@@ -232,6 +234,46 @@ def test_an_original_that_is_cut_off_at_its_copy_sends_nothing_that_the_copy_doe
                 assert A not in world.network.handlers
                 world.attach(clone)
         await world.stop_clone(clone)
+        await judged(world)
+
+    run(story())
+
+
+def later_life(world: World, name: NodeId) -> Presence:
+    """Return a life of a node that comes after its present one, as a clone's would: the node signed it."""
+    node = world.node(name)
+    now = node.ctx.presence
+    life = msgspec.structs.replace(now, incarnation=now.incarnation + 1, nonce=bytes(16))
+    return msgspec.structs.replace(life, signature=node.ctx.signer.sign(life_message(name, life)))
+
+
+@pytest.mark.parametrize("name", [A, B])
+@pytest.mark.parametrize("turns", range(0, 42, 7))
+def test_a_session_that_is_in_the_making_does_not_go_on_into_a_new_life(name, turns) -> None:
+    async def story() -> None:
+        world = await started()
+        leader, node = world.node(A), world.node(name)
+        leader.sessions.end(B)
+        opening = asyncio.create_task(leader.sessions.open(B))
+        for _ in range(turns):
+            await asyncio.sleep(0.001)
+        await node.sessions.start_new_life(after=later_life(world, name))
+        with contextlib.suppress(TrenzaError):
+            await opening
+        for session in node.ctx.sessions.values():
+            assert session.mine == node.ctx.presence
+        await judged(world)
+
+    run(story())
+
+
+def test_a_later_life_that_several_peers_tell_of_at_once_ends_this_one_once() -> None:
+    async def story() -> None:
+        world = await started()
+        node, after = world.node(A), later_life(world, A)
+        await asyncio.gather(*(node.sessions.start_new_life(after=after) for _ in range(3)))
+        assert node.ctx.presence.epoch == 2
+        assert node.ctx.counters["lives_superseded"] == 1
         await judged(world)
 
     run(story())

@@ -11,6 +11,7 @@ lease of the one we know is running, another must wait, unless it lives at the s
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 
@@ -80,6 +81,7 @@ class Sessions:
             lambda: TokenBucket(_MEETINGS_PER_SECOND, _MEETINGS_AT_ONCE)
         )
         self._store_name = bytes(16)
+        self._dying = asyncio.Lock()  # held while this life is dropped for a new one
         self.on_new_life: Callable[[], Awaitable[None]] | None = None  # drops what other stories hold
 
     @property
@@ -144,6 +146,9 @@ class Sessions:
     async def start_new_life(self, *, after: Presence) -> None:
         """Drop every strand and come back in an epoch after `after`: another copy of this node was seen.
 
+        Several peers may tell of it at once, and sessions may be in the making: one of them begins the new life, and
+        no session of the old one goes on into it.
+
         Raises:
             RemoteProtocolError: it is this very life, or an earlier one.
             AuthenticationError: this node never signed that life; whoever speaks of it proves nothing.
@@ -154,6 +159,11 @@ class Sessions:
         if not self._ctx.signer.recognises(life_message(self._ctx.name, after), after.signature):
             self._ctx.counters["lives_unproved"] += 1
             raise AuthenticationError("a peer speaks of a later life of this node that this node did not sign")
+        async with self._dying:
+            if _is_later(after, self._ctx.presence):  # else it was begun while this story waited
+                await self._begin_anew(after)
+
+    async def _begin_anew(self, after: Presence) -> None:
         self._ctx.counters["lives_superseded"] += 1
         for session in list(self._ctx.sessions.values()):
             self.end(session.peer)
@@ -162,6 +172,10 @@ class Sessions:
             await self.on_new_life()
         epoch = max(self._ctx.presence.epoch, after.epoch) + 1
         await self._set_life(epoch, max(self._ctx.presence.incarnation, after.incarnation) + 1, whole=True)
+
+    def _is_past(self, life: Presence) -> bool:
+        """Tell whether a life of this node is over, or about to be."""
+        return self._dying.locked() or not _is_same(life, self._ctx.presence)
 
     # --- the leader opens
 
@@ -336,6 +350,9 @@ class Sessions:
             self._pools.renew_incarnation(peer)
         await self._id_keys.keep(peer, keys)
         await self._remember_peer(peer, presence)
+        if self._is_past(mine.presence):
+            keys.verify_key.wipe()
+            raise UnavailableError("this node begins a new life; no session of the last one goes on")
         former = ctx.sessions.get(peer)
         self.end(peer)
         goes_on = since is None and former is not None and former.theirs.epoch == presence.epoch
