@@ -235,8 +235,9 @@ class Troubles:
 
     # --- memories
 
-    def _forget(self, name: NodeId, *, goes_on: bool = False) -> None:
-        self._world.history.add(Forgot(self._world.clock.elapsed(), name, goes_on))
+    def _forget(self, name: NodeId) -> None:
+        """Note that a node may have lost what it held, and loses more as long as two machines have been it."""
+        self._world.history.add(Forgot(self._world.clock.elapsed(), name, name in self._cloned))
 
     async def _restore(self, kind: str, chance: random.Random, *, anchor_lost: bool = False) -> None:
         """Take a copy of a data directory, and some time later put it in place of what is there then."""
@@ -278,7 +279,8 @@ class Troubles:
         name = machine.name
         self._busy.add(name)
         self._fire(kind, name)
-        self._forget(name, goes_on=True)  # whichever learns of the other drops all it has
+        self._cloned.add(name)  # whichever learns of the other drops all it has
+        self._forget(name)
         is_whole = chance.random() < 0.5
         clone = await self._world.start_clone(name, anchor_too=is_whole, cut_off=is_whole)
         for turn in range(1 if is_whole else chance.randint(1, 3)):
@@ -295,7 +297,6 @@ class Troubles:
         self._note(f"{clone.place} ends")
         await self._world.stop_clone(clone)
         self._busy.discard(name)
-        self._cloned.add(name)
 
     async def _start_anew(self, machine: Machine) -> None:
         """Kill an original that was copied, and start it: it counts its lives as the clone does."""
@@ -320,6 +321,7 @@ class Troubles:
     def note_recovered(self) -> None:
         """All works again: from now on no node has reasons to drop anything."""
         for name in sorted(self._cloned):
+            self._cloned.discard(name)
             self._forget(name)
 
     async def heal(self) -> None:
