@@ -107,6 +107,21 @@ def test_a_batch_of_unknown_outcome_is_written_again_and_stands_there_once(how) 
     asyncio.run(story())
 
 
+def test_the_notes_of_one_segment_are_written_when_it_goes_and_others_wait() -> None:
+    async def story() -> None:
+        world = World()
+        world.note(1)
+        await world.journal.flush_of(b"another segment.")
+        assert world.records() == []
+        world.store.fail_next = Fails.BEFORE
+        with pytest.raises(StoreUnavailableError):
+            await world.journal.flush_of(SEGMENT)
+        await world.journal.flush_of(b"another segment.")  # of what was handed over before, nobody knows whose it is
+        assert [record.slots for record in world.records()] == [(1,)]
+
+    asyncio.run(story())
+
+
 def test_while_the_store_takes_nothing_notes_are_bounded_and_more_is_refused() -> None:
     async def story() -> None:
         world = World(journal_records=3)

@@ -264,8 +264,8 @@ class RunningNode:
 
     def is_revoked(self, fingerprint: str) -> bool:
         """Tell whether the policy book in force revokes a certificate."""
-        ctx = self.node.ctx
-        return ctx.has_book and fingerprint in ctx.book.revoked_fingerprints
+        book = self.node.ctx.book_in_force
+        return book is not None and fingerprint in book.revoked_fingerprints
 
     def _uri_of(self, node: NodeId) -> str | None:
         entry = self.node.ctx.book.node_by_name.get(node)
@@ -279,8 +279,8 @@ class RunningNode:
         return PeerAddress(entry.uri, *host_and_port(entry.peer_address))
 
     def _sae_of(self, identity: str) -> SaeId | None:
-        ctx = self.node.ctx
-        entry = ctx.book.sae_by_identity.get(identity) if ctx.has_book else None
+        book = self.node.ctx.book_in_force
+        entry = None if book is None else book.sae_by_identity.get(identity)
         return None if entry is None else entry.name
 
 

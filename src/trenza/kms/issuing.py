@@ -11,8 +11,9 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 from uuid import UUID
+
+import msgspec
 
 from trenza.base.errors import NotEnoughKeyError, TrenzaError
 from trenza.base.names import NodeId
@@ -40,7 +41,7 @@ _MOST_DESKS = 4_096  # those used last; a desk is cheap to make
 _ATTEMPTS = 4  # reservations a request waits for, while others take what they brought
 
 
-class FreshKey(NamedTuple):
+class FreshKey(msgspec.Struct, frozen=True, gc=False):
     """A key that has just been made: it lives until its answer is written. Whoever holds it wipes it."""
 
     number: int  # of its ID, a UUID

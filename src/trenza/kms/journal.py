@@ -156,6 +156,15 @@ class Journal:
                 self._batch = self._cut()
                 await self._write(self._batch)
 
+    async def flush_of(self, segment: bytes) -> None:
+        """Return when all that was noted of keys out of one segment is durable; mostly it is already.
+
+        Raises:
+            StoreUnavailableError: as `flush`.
+        """
+        if self._batch is not None or any(page.heading.segment == segment for page in self._noted):
+            await self.flush()
+
     def _cut(self) -> _Batch:
         """Make one batch of all notes; the pages are empty then."""
         self._number += 1

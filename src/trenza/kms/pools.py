@@ -230,7 +230,7 @@ class Pools:
         for held in pair.held.of_segment(segment.id):
             changes += self.forget_held(segment.peer, held)
         await self._erase(segment)
-        await self._journal.flush()  # the rows say until then what may lack a record
+        await self._journal.flush_of(segment.id)  # the rows say until then what may lack a record
         await self._ctx.store.commit(changes)
 
     def _drop_issuing(self, segment: Segment) -> list[Change]:

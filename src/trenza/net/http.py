@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http import HTTPStatus
+
+import msgspec
 
 from trenza.net.tls import PeerIdentity
 
 JSON = "application/json"
 
 
-@dataclass(slots=True)
-class Request:
+class Request(msgspec.Struct, gc=False):
     """One complete request; `path` and `query` are as they came, percent-encoding and all."""
 
     method: bytes
@@ -24,25 +25,30 @@ class Request:
     query: bytes
     headers: Mapping[bytes, bytes]
     """Names in lower case; repeated fields joined by a comma."""
-    body: bytes = field(repr=False)
+    body: bytes
     peer: PeerIdentity
+
+    def __repr__(self) -> str:
+        return f"<Request {self.method!r} {self.path!r}>"  # a body may name keys
 
     @property
     def content_type(self) -> bytes:
         return self.headers.get(b"content-type", b"")
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(msgspec.Struct, frozen=True, gc=False):
     """What a door answers. Length, date and connection fields are the server's business."""
 
     status: int
-    body: bytes = field(default=b"", repr=False)
+    body: bytes = b""
     content_type: str = JSON
     headers: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         _encode_fields(self.content_type, self.headers)
+
+    def __repr__(self) -> str:
+        return f"<Response {self.status}>"  # a body may hold keys
 
 
 Handler = Callable[[Request], Response | Awaitable[Response]]
