@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from trenza.base.errors import UnavailableError
 from trenza.lab.loop import run
 from trenza.lab.process import Process
 
@@ -80,3 +81,22 @@ def test_a_dead_process_answers_nobody() -> None:
         assert deed.done == []
 
     run(story())
+
+
+@pytest.mark.parametrize(("error", "is_told"), [(UnavailableError("no"), False), (ValueError("a bug"), True)])
+def test_a_refusal_that_nobody_waits_for_any_more_goes_unheard_and_a_bug_does_not(error, is_told) -> None:
+    async def story() -> list[object]:
+        told: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
+
+        async def deed() -> None:
+            await asyncio.sleep(1.0)
+            raise error
+
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await living().ask(deed())
+        await asyncio.sleep(1.0)
+        return told
+
+    assert run(story()) == ([error] if is_told else [])

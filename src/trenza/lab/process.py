@@ -12,6 +12,8 @@ from collections.abc import Callable, Coroutine, Generator
 from contextvars import ContextVar, copy_context
 from typing import Any, TypeVar
 
+from trenza.base.errors import TrenzaError
+
 T = TypeVar("T")
 
 _running: ContextVar[Process | None] = ContextVar("_running", default=None)
@@ -54,6 +56,7 @@ class Process:
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
+            task.add_done_callback(_note_unheard)
             asker = asyncio.current_task()
             if self.dead and asker is not None and not asker.cancelling():
                 await asyncio.Event().wait()
@@ -78,6 +81,14 @@ class Process:
             return True
         self.on_death()
         return False
+
+
+def _note_unheard(task: asyncio.Task[Any]) -> None:
+    """Let a refusal that nobody waits for any more go unheard; anything else is told."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None and not isinstance(error, TrenzaError):
+        told = {"message": "nobody waits for the task that failed", "exception": error, "task": task}
+        task.get_loop().call_exception_handler(told)
 
 
 class _Steps(Coroutine[Any, Any, T]):
