@@ -23,8 +23,9 @@ from trenza.base.secret import Secret
 from trenza.base.units import Bits, Nanoseconds
 from trenza.core.binding import DIGEST_BYTES, BindingInfo
 from trenza.core.combine import combine
+from trenza.core.key_records import encode_key_records
 from trenza.core.keyid import IdKeys, KeyAddress, pair_binding, pair_handle, read_key_id, seal_key_id, verify_key_id
-from trenza.core.provenance import FORMAT_VERSION, KeyRecord
+from trenza.core.provenance import KEY_RECORD_VERSION, KeyRecord
 from trenza.core.recipe import HYBRID_CATKDF, HYBRID_CATKDF_KMAC, ITS, Recipe
 from trenza.core.strand import STRAND_BYTES, TRANSCRIPT_BYTES, Bundle, Transcript
 from trenza.kms.ports import Append, Change, Insert, Put, Table
@@ -43,7 +44,7 @@ ADDRESS = KeyAddress(5, 77, pair_handle(SAE_A, SAE_B), SIZE, HYBRID_CATKDF.code)
 KEY_ID = seal_key_id(ADDRESS, KEYS, binding=BINDING)
 TRANSCRIPT = Transcript(secrets.token_bytes(TRANSCRIPT_BYTES), secrets.token_bytes(TRANSCRIPT_BYTES))
 RECORD = KeyRecord(
-    version=FORMAT_VERSION,
+    version=KEY_RECORD_VERSION,
     segment=bytes(16),
     peer=BOB,
     window=5,
@@ -56,7 +57,9 @@ RECORD = KeyRecord(
     policy_digest=DIGEST,
     tls_group="X25519MLKEM768",
     uncertainty=1_000_000,
+    times=(0,),
 )
+RECORDS = [msgspec.structs.replace(RECORD, target=f"sae-bob-{number}", slots=(number,)) for number in range(256)]
 TOLD = KeyExtension(
     recipe=HYBRID_CATKDF.name,
     origins=("CLASSICAL", "PQC", "QKD"),
@@ -105,7 +108,7 @@ PARTS: dict[str, Callable[[], object]] = {
     "braid, its (one-time pad under a CatKDF)": braid(ITS),
     "key ID sealed": lambda: seal_key_id(ADDRESS, KEYS, binding=BINDING),
     "key ID read and verified": find_key_id,
-    "ledger record encoded": lambda: msgspec.msgpack.encode(RECORD),
+    "ledger records encoded, of 256 pairs": lambda: encode_key_records(RECORDS),
     "path read": lambda: etsi014.route("/api/v1/keys/sae-bob/enc_keys"),
     "request body read": lambda: etsi014.key_request_from_body(b'{"number":1,"size":256}'),
     "key container written": lambda: etsi014.encode_container([Key(KEY_ID, Secret(bytearray(32)), TOLD)]),
@@ -182,7 +185,7 @@ async def commits(folder: Path, at_once: int, seconds: float = 3.0) -> Commits:
 def _changes(window: int, slot: int) -> list[Change]:
     row = encode(IssuerWindowRow(bytes(16), 0, 1024, slot))
     terms = (f"segment:{bytes(16).hex()}", f"window:{BOB}:{window}")
-    entry = Append(Nanoseconds(slot), "issued", msgspec.msgpack.encode(RECORD), terms)
+    entry = Append(Nanoseconds(slot), "issued", encode_key_records([RECORD]), terms)
     if slot % 2:
         return [Insert(Table.DELIVERED, delivered_key(BOB, window, slot)), entry]
     return [Put(Table.WINDOW, b"issuer" + bytes([window]), row), entry]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tests.core.records import hop, record
 
 from trenza.base.errors import RemoteProtocolError
-from trenza.core.provenance import KeyRecord, SegmentRecord, segment_digest
+from trenza.core.provenance import SegmentRecord, segment_digest
 from trenza.core.strand import Supply
 
 supplies = st.lists(st.sampled_from(Supply), min_size=1, max_size=4)
@@ -64,21 +64,3 @@ def test_a_record_of_another_format_or_with_more_to_it_is_refused():
         SegmentRecord.decode(msgspec.msgpack.encode({**plain, "version": 2}))
     with pytest.raises(RemoteProtocolError, match="not a segment record"):
         SegmentRecord.decode(msgspec.msgpack.encode({**plain, "colour": "blue"}))
-
-
-def key_record(slots, times) -> KeyRecord:
-    members = (3, bytes(16), "B", 1, slots, "a", "b", "its", 256, "p", bytes(48), "X448", 5, times)
-    return KeyRecord(*members)
-
-
-@given(st.lists(st.tuples(st.integers(0, 1_023), st.integers(0, 10_000)), min_size=1, max_size=40))
-def test_a_key_record_is_read_back_to_the_millisecond(keys):
-    slots, times = zip(*((slot, moment * 1_000) for slot, moment in keys), strict=True)
-    record = key_record(slots, times)
-    assert KeyRecord.decode(record.encode()) == record
-    assert KeyRecord.decode(msgspec.msgpack.encode(record)) == record  # as versions before kept it
-
-
-def test_keys_issued_one_after_the_other_take_a_byte_each():
-    few, many = (key_record(tuple(range(0, 2 * n, 2)), tuple(range(0, 1_000 * n, 1_000))) for n in (20, 220))
-    assert len(many.encode()) - len(few.encode()) <= 200 + 4

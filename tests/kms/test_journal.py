@@ -10,8 +10,9 @@ from tests.kms.fakes import Fails, FakeClock, FakeNetwork, make_context
 from trenza.base.errors import StoreUnavailableError, UnavailableError
 from trenza.base.names import NodeId, SaeId
 from trenza.base.units import Bits
+from trenza.core.key_records import decode_key_records
 from trenza.core.policy import Policy
-from trenza.core.provenance import FORMAT_VERSION, DoubtfulRecord, KeyRecord, ranges_of
+from trenza.core.provenance import FORMAT_VERSION, DoubtfulRecord, ranges_of
 from trenza.core.recipe import HYBRID_CATKDF, ITS
 from trenza.kms.context import Settings
 from trenza.kms.journal import SPAN, Heading, Journal, doubtful_entry
@@ -39,10 +40,13 @@ class World:
             page.note(slot, self.clock.now())
 
     def records(self, kind="issued"):
-        return [KeyRecord.decode(entry.body) for entry in self.store.ledger if entry.kind == kind]
+        return [one for entry in self.entries(kind) for one in decode_key_records(entry.body)]
+
+    def entries(self, kind="issued"):
+        return [entry for entry in self.store.ledger if entry.kind == kind]
 
 
-def test_keys_alike_are_one_entry_with_the_time_of_each() -> None:
+def test_keys_of_a_batch_are_one_entry_with_the_time_of_each() -> None:
     async def story() -> None:
         world = World()
         began = world.clock.now()
@@ -53,8 +57,10 @@ def test_keys_alike_are_one_entry_with_the_time_of_each() -> None:
         await world.journal.flush()
         first, second = world.records()
         assert (first.slots, first.times, first.window) == ((4, 5, 9), (0, 1_000, 2_000), 1)
-        assert (second.slots, second.window) == ((3,), 2)
-        assert world.store.ledger[0].time == began
+        assert (second.slots, second.times, second.window) == ((3,), (3_000,), 2)
+        (entry,) = world.entries()
+        assert entry.time == began
+        assert set(entry.terms) == {f"segment:{SEGMENT.hex()}", "window:B:1", "window:B:2"}
         assert first.time_of(2, began) == began + 2_000_000
         assert world.journal.pending == 0
 
@@ -63,14 +69,28 @@ def test_keys_alike_are_one_entry_with_the_time_of_each() -> None:
 
 def test_keys_far_apart_in_time_are_told_in_entries_of_their_own() -> None:
     async def story() -> None:
-        world = World()
-        world.note(1)
-        world.clock.advance(SPAN / 1e9 + 1)
-        world.note(2)
-        world.clock.advance(-3.0)  # the clock was set
-        world.note(3)
+        world, times = World(), []
+        for slot, seconds in ((1, SPAN / 1e9), (2, -2 * SPAN / 1e9), (3, 0.0)):  # the clock is set
+            times.append(world.clock.now())
+            world.note(slot)
+            world.clock.advance(seconds)
         await world.journal.flush()
         assert [record.slots for record in world.records()] == [(1,), (2,), (3,)]
+        assert [entry.time for entry in world.entries()] == times
+
+    asyncio.run(story())
+
+
+def test_what_is_issued_and_what_is_delivered_are_entries_of_their_own_and_none_grows_without_bounds() -> None:
+    async def story() -> None:
+        world = World()
+        world.note(7, deed="delivered")
+        for window in range(300):
+            world.note(window, window=window)
+        await world.journal.flush()
+        assert [record.slots for record in world.records("delivered")] == [(7,)]
+        assert [len(decode_key_records(entry.body)) for entry in world.entries()] == [256, 44]
+        assert [record.window for record in world.records()] == list(range(300))
 
     asyncio.run(story())
 
@@ -192,27 +212,6 @@ def test_only_one_marker_of_a_batch_is_kept() -> None:
         assert len(await world.store.entries(LedgerQuery(kind="issued"))) == 3
 
     asyncio.run(story())
-
-
-def test_a_record_of_the_first_version_is_read_as_ever() -> None:
-    members = {
-        "version": 1,
-        "segment": SEGMENT,
-        "peer": "B",
-        "window": 1,
-        "slots": [3, 4],
-        "initiator": "a",
-        "target": "b",
-        "recipe": "hybrid-catkdf",
-        "size": 256,
-        "policy": "one",
-        "policy_digest": bytes(48),
-        "tls_group": "",
-        "uncertainty": 1,
-    }
-    record = KeyRecord.decode(msgspec.msgpack.encode(members))
-    assert record.time_of(1, 7) == 7
-    assert record.only([1]).slots == (4,)
 
 
 def test_ranges_name_each_slot_once() -> None:

@@ -32,7 +32,7 @@ from trenza.wire.management import Checkpoints, Entries, Entry, Head, SignedHead
 
 FORMAT: Final = "trenza ledger v1"
 _OF_NODES: Final = node_uri(NodeId(""))
-_PAGE: Final = 1_000
+_PAGE: Final = 250  # entries asked for at once; one may tell of hundreds of pairs
 
 
 class Export(msgspec.Struct):

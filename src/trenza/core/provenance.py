@@ -11,7 +11,6 @@ SAEs are told the class (recipe, supply, strength, hops); auditors read all of i
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Iterable, Sequence
 
 import msgspec
@@ -22,9 +21,9 @@ from trenza.core.strand import Origin, Supply, worst_of
 
 FORMAT_VERSION = 1
 
-KEY_RECORD_VERSION = 3
-"""Version 1 had one entry for each request and no `times`; 1 and 2 were maps with a name for each member. Both can
-still be read."""
+KEY_RECORD_VERSION = 4
+"""Version 1 had one entry for each request and no `times`; 1 and 2 were maps with a name for each member, 3 had an
+entry for each pair and window. All can still be read (core.key_records)."""
 
 
 class Hop(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -106,7 +105,10 @@ def segment_digest(body: bytes) -> bytes:
 
 
 class KeyRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Slots that became keys for one SAE pair, or were delivered to the target. One record for many keys alike."""
+    """Slots that became keys for one SAE pair, or were delivered to the target. One record for many keys alike.
+
+    How entries of the ledger hold them: core.key_records.
+    """
 
     version: int
     segment: bytes
@@ -123,27 +125,6 @@ class KeyRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     uncertainty: int  # nanoseconds, of the entry's time
     times: tuple[int, ...] = ()  # microseconds from the entry's time to each key; of version 1: none, all at once
 
-    def encode(self) -> bytes:
-        """Return the record as the ledger keeps it: about a byte for each key, times to the millisecond."""
-        members = {name: getattr(self, name) for name in self.__struct_fields__}
-        moments = [time // 1_000 for time in self.times]
-        members["slots"] = _runs_of(self.slots)
-        members["times"] = tuple(moment - before for before, moment in zip([0, *moments], moments, strict=False))
-        return msgspec.msgpack.encode(_PackedKeyRecord(**members))
-
-    @staticmethod
-    def decode(body: bytes) -> KeyRecord:
-        """Return the record in `body`, of whatever version; msgspec's error means that the ledger is damaged."""
-        if body[:1] != _PACKED:
-            return msgspec.msgpack.decode(body, type=KeyRecord)
-        packed = msgspec.msgpack.decode(body, type=_PackedKeyRecord)
-        members = {name: getattr(packed, name) for name in packed.__struct_fields__}
-        members["slots"] = tuple(
-            first + place * step for first, step, count in packed.slots for place in range(count)
-        )
-        members["times"] = tuple(moment * 1_000 for moment in itertools.accumulate(packed.times))
-        return KeyRecord(**members)
-
     def time_of(self, index: int, entry: Nanoseconds) -> Nanoseconds:
         """Return when the key at `index` was issued or delivered, given the time of its entry."""
         return Nanoseconds(entry + self.times[index] * 1_000) if self.times else entry
@@ -153,40 +134,6 @@ class KeyRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         slots = tuple(self.slots[index] for index in indices)
         times = tuple(self.times[index] - self.times[indices[0]] for index in indices) if self.times else ()
         return msgspec.structs.replace(self, slots=slots, times=times)
-
-
-class _PackedKeyRecord(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A KeyRecord of version 3 in its ledger entry: an array, its members in this order."""
-
-    version: int
-    segment: bytes
-    peer: str
-    window: int
-    slots: tuple[tuple[int, int, int], ...]  # first slot of a key, step to the next key's, number of keys
-    initiator: str
-    target: str
-    recipe: str
-    size: int
-    policy: str
-    policy_digest: bytes
-    tls_group: str
-    uncertainty: int
-    times: tuple[int, ...]  # milliseconds from the key before, or from the entry's time
-
-
-_PACKED = b"\x9e"  # a MessagePack array of fourteen
-
-
-def _runs_of(slots: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
-    """Return slots as runs of one step each; in a window that is used up in order that is one."""
-    runs: list[tuple[int, int, int]] = []
-    for slot in slots:
-        first, step, count = runs[-1] if runs else (0, 0, 0)
-        if count and (count == 1 or slot == first + step * count):
-            runs[-1] = (first, slot - first if count == 1 else step, count + 1)
-        else:
-            runs.append((slot, 0, 1))
-    return tuple(runs)
 
 
 class DoubtfulRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

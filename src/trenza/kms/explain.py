@@ -6,7 +6,9 @@ key's own ledger entries. For auditors; applications are told less.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Final
 from uuid import UUID
 
 import msgspec
@@ -14,6 +16,7 @@ import msgspec
 from trenza.base.errors import UnknownKeyError
 from trenza.base.names import NodeId, SaeId
 from trenza.base.units import Nanoseconds
+from trenza.core.key_records import decode_key_records
 from trenza.core.keyid import KeyAddress, pair_binding, read_key_id, verify_key_id
 from trenza.core.provenance import DoubtfulRecord, KeyRecord, SegmentRecord, WrapRecord, segment_digest
 from trenza.core.recipe import recipe_of_code
@@ -23,6 +26,8 @@ from trenza.kms.journal import SPAN, Journal, window_term
 from trenza.kms.ports import LedgerEntry, LedgerQuery
 from trenza.kms.retention import Retention
 from trenza.kms.slots import Owner, Slots
+
+_PAGE: Final = 1_000  # entries read at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +158,12 @@ class Explain:
     async def _records(self, peer: NodeId, address: KeyAddress, kind: str) -> list[tuple[LedgerEntry, KeyRecord]]:
         """Return the entries of one kind that name this slot of a window as a key's first."""
         term = window_term(peer, address.window)
-        decoded = [
-            (entry, KeyRecord.decode(entry.body)) for entry in await self._all(LedgerQuery(term=term, kind=kind))
+        return [
+            _of_slot(entry, record, address.slot)
+            for entry in await self._all(LedgerQuery(term=term, kind=kind))
+            for record in decode_key_records(entry.body, window=(peer, address.window))
+            if address.slot in record.slots
         ]
-        return [_of_slot(entry, record, address.slot) for entry, record in decoded if address.slot in record.slots]
 
     def _binding(self, peer: NodeId, kind: str, record: KeyRecord) -> bytes:
         issuer, holder = (self._ctx.name, peer) if kind == "issued" else (peer, self._ctx.name)
@@ -197,18 +204,17 @@ class Explain:
             uses = await self._all(LedgerQuery(term=term, since=earliest, until=until))
             doubts = await self._all(LedgerQuery(term=term, kind="doubtful", since=since))  # written after the time
             for used in {entry.sequence: entry for entry in (*uses, *doubts)}.values():
-                event = _event_within(used, since, until)
-                if event is not None:
-                    found.append(Exposed(event, segment))
+                found += [Exposed(event, segment) for event in _events_within(used, segment.segment, since, until)]
         return sorted(found, key=lambda one: one.event.sequence)
 
     async def _all(self, query: LedgerQuery) -> list[LedgerEntry]:
         """Return every entry that matches, however many there are."""
         found: list[LedgerEntry] = []
         while True:
-            page = await self._ctx.store.entries(replace(query, after_sequence=found[-1].sequence if found else 0))
+            after = found[-1].sequence if found else 0
+            page = await self._ctx.store.entries(replace(query, after_sequence=after, limit=_PAGE))
             found += page
-            if len(page) < query.limit:
+            if len(page) < _PAGE:
                 return found
 
 
@@ -218,14 +224,15 @@ def _of_slot(entry: LedgerEntry, record: KeyRecord, slot: int) -> tuple[LedgerEn
     return replace(entry, time=record.time_of(index, entry.time)), record.only([index])
 
 
-def _event_within(entry: LedgerEntry, since: Nanoseconds, until: Nanoseconds) -> KeyEvent | None:
-    """Return what an entry says of the keys of a time; None where it says nothing of any."""
+def _events_within(entry: LedgerEntry, segment: bytes, since: Nanoseconds, until: Nanoseconds) -> Iterator[KeyEvent]:
+    """Return what an entry says of the keys that a segment's slots became in a time: one event for keys alike."""
     if entry.kind == "segment":
-        return None
+        return
     if entry.kind == "doubtful":  # of the time before its own; to leave it out would hide keys
-        return Doubt(entry.kind, entry.time, entry.sequence, msgspec.msgpack.decode(entry.body, type=DoubtfulRecord))
-    record = KeyRecord.decode(entry.body)
-    within = [index for index in range(len(record.slots)) if since <= record.time_of(index, entry.time) <= until]
-    if not within:
-        return None
-    return KeyEvent(entry.kind, record.time_of(within[0], entry.time), entry.sequence, record.only(within))
+        record = msgspec.msgpack.decode(entry.body, type=DoubtfulRecord)
+        yield Doubt(entry.kind, entry.time, entry.sequence, record)
+        return
+    for used in decode_key_records(entry.body, segment=segment):
+        within = [index for index in range(len(used.slots)) if since <= used.time_of(index, entry.time) <= until]
+        if within:
+            yield KeyEvent(entry.kind, used.time_of(within[0], entry.time), entry.sequence, used.only(within))

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
 from trenza.base.errors import ConflictError, TrenzaError, UnavailableError
 from trenza.base.names import NodeId, SaeId
 from trenza.base.units import Bits, Nanoseconds
+from trenza.core.key_records import decode_key_records, encode_key_records
 from trenza.core.policy import Policy
 from trenza.core.provenance import KEY_RECORD_VERSION, DoubtfulRecord, KeyRecord
 from trenza.core.recipe import Recipe, recipe_named
@@ -26,8 +28,10 @@ from trenza.kms.context import Context
 from trenza.kms.ports import Append, Change, Delete, Insert, LedgerQuery, Table
 
 SPAN: Final = Nanoseconds(10_000_000_000)
-"""The keys of one record are at most this far apart, so that a search by time need not look further back."""
+"""The keys of one entry are less than this apart, so that a search by time need not look further back."""
 
+_RECORDS: Final = 256  # in one entry at most, which is some 10 kB: whoever looks for one key reads all of it
+_PAGE: Final = 1_000  # entries read at once
 _BATCHES: Final = b"journal:"
 _DOUBTFUL: Final = "doubtful"
 
@@ -66,6 +70,14 @@ class Page:
         self.slots.append(slot)
         self.times.append(now)
         self._journal.count()
+
+
+class _Stretch(NamedTuple):
+    """Keys of one page in the order in which they were noted, all within one span of time."""
+
+    heading: Heading
+    slots: tuple[int, ...]
+    times: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,12 +185,11 @@ class Journal:
         if self._last:
             changes.append(Delete(Table.META, self._last))
         self._last = name
-        keys = 0
         noted, self._noted = self._noted, []
         self._pages.clear()  # whoever has kept one goes on noting on it
+        keys = sum(len(page.slots) for page in noted)
+        changes += self._entries(noted)
         for page in noted:
-            keys += len(page.slots)
-            changes += self._entries(page)
             page.slots, page.times = [], []
         return _Batch(changes, keys)
 
@@ -193,26 +204,32 @@ class Journal:
         self._batch = None
         self._pending -= batch.keys
 
-    def _entries(self, page: Page) -> Iterator[Append]:
-        heading, first = page.heading, 0
-        terms = (f"segment:{heading.segment.hex()}", window_term(heading.peer, heading.window))
-        while first < len(page.slots):
-            since = page.times[first]
-            stop = first + 1
-            while stop < len(page.slots) and 0 <= page.times[stop] - since <= SPAN:
-                stop += 1
-            times = tuple((time - since) // 1_000 for time in page.times[first:stop])
-            record = self._record(heading, tuple(page.slots[first:stop]), times)
-            yield Append(Nanoseconds(since), heading.deed, record.encode(), terms)
-            first = stop
+    def _entries(self, noted: Sequence[Page]) -> Iterator[Append]:
+        """Return entries for what was issued and what was delivered, one span of time after the other."""
+        spans: dict[tuple[str, int], list[_Stretch]] = {}
+        for page in noted:
+            for span, stretch in _stretches_of(page):
+                spans.setdefault((page.heading.deed, span), []).append(stretch)
+        for (deed, _), stretches in spans.items():
+            for first in range(0, len(stretches), _RECORDS):
+                yield self._entry(deed, stretches[first : first + _RECORDS])
 
-    def _record(self, heading: Heading, slots: tuple[int, ...], times: tuple[int, ...]) -> KeyRecord:
+    def _entry(self, deed: str, stretches: Sequence[_Stretch]) -> Append:
+        since = min(min(one.times) for one in stretches)
+        windows = dict.fromkeys((one.heading.segment, one.heading.peer, one.heading.window) for one in stretches)
+        terms = dict.fromkeys(f"segment:{segment.hex()}" for segment, _, _ in windows)
+        terms |= dict.fromkeys(window_term(peer, window) for _, peer, window in windows)
+        body = encode_key_records(self._record(one, since) for one in stretches)
+        return Append(Nanoseconds(since), deed, body, tuple(terms))
+
+    def _record(self, one: _Stretch, since: int) -> KeyRecord:
+        heading = one.heading
         return KeyRecord(
             version=KEY_RECORD_VERSION,
             segment=heading.segment,
             peer=heading.peer,
             window=heading.window,
-            slots=slots,
+            slots=one.slots,
             initiator=heading.initiator,
             target=heading.target,
             recipe=heading.recipe.name,
@@ -221,7 +238,7 @@ class Journal:
             policy_digest=heading.policy.digest,
             tls_group=heading.tls_group,
             uncertainty=self._ctx.settings.clock_uncertainty,
-            times=times,
+            times=tuple((time - since) // 1_000 for time in one.times),
         )
 
     # --- at start
@@ -238,10 +255,12 @@ class Journal:
         term = window_term(peer, window)
         for kind in (deed, _DOUBTFUL):
             after = 0
-            while entries := await self._ctx.store.entries(LedgerQuery(term=term, kind=kind, after_sequence=after)):
+            while entries := await self._ctx.store.entries(
+                LedgerQuery(term=term, kind=kind, after_sequence=after, limit=_PAGE)
+            ):
                 after = entries[-1].sequence
                 for entry in entries:
-                    slots |= _slots_in(entry.body, kind, deed, segment)
+                    slots |= _slots_in(entry.body, kind, deed, peer, window, segment)
         return slots
 
 
@@ -251,15 +270,24 @@ def doubtful_entry(time: Nanoseconds, record: DoubtfulRecord) -> Append:
     return Append(time, _DOUBTFUL, msgspec.msgpack.encode(record), terms)
 
 
-def _slots_in(body: bytes, kind: str, deed: str, segment: bytes) -> frozenset[int]:
+def _slots_in(body: bytes, kind: str, deed: str, peer: NodeId, window: int, segment: bytes) -> frozenset[int]:
     if kind == _DOUBTFUL:
         doubtful = msgspec.msgpack.decode(body, type=DoubtfulRecord)
         return doubtful.slots if (doubtful.deed, doubtful.segment) == (deed, segment) else frozenset()
-    record = KeyRecord.decode(body)
-    if record.segment != segment:
-        return frozenset()
-    each = recipe_named(record.recipe).slots_for(Bits(record.size))
-    return frozenset(slot for first in record.slots for slot in range(first, first + each))
+    return frozenset(
+        slot
+        for record in decode_key_records(body, window=(peer, window), segment=segment)
+        for first in record.slots
+        for slot in range(first, first + recipe_named(record.recipe).slots_for(Bits(record.size)))
+    )
+
+
+def _stretches_of(page: Page) -> Iterator[tuple[int, _Stretch]]:
+    """Return the keys of a page, cut where another span of time begins: nearly always in one piece."""
+    noted = zip(page.slots, page.times, strict=True)
+    for span, some in itertools.groupby(noted, key=lambda one: one[1] // SPAN):
+        slots, times = zip(*some, strict=True)
+        yield span, _Stretch(page.heading, slots, times)
 
 
 def window_term(peer: NodeId, number: int) -> str:

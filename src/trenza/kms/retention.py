@@ -31,7 +31,7 @@ PRUNED: Final = "pruned"
 
 _DAY: Final = Seconds(86_400.0)
 _BATCH: Final = 200  # entries that one commit removes: others wait for it no longer than for an fsync
-_PAGE: Final = 1_000  # entries read at once for an archive
+_PAGE: Final = 250  # entries read at once for an archive; one may tell of hundreds of pairs
 _STRETCH: Final = 250_000  # entries in one archive, if a checkpoint lies in them
 _REST: Final = 4.0  # of the time that a batch took: what pruning leaves to others
 _SLACK: Final = 0.9  # of the most bytes: what is pruned down to, so that it is not done at every look

@@ -18,6 +18,7 @@ import msgspec
 from trenza.base.names import NodeId, SaeId
 from trenza.base.secret import Secret
 from trenza.base.units import Bits
+from trenza.core.key_records import decode_key_records
 from trenza.core.provenance import DoubtfulRecord, KeyRecord, SegmentRecord
 from trenza.core.recipe import recipe_named
 from trenza.core.strand import STRAND_BYTES, Origin
@@ -258,7 +259,8 @@ class History:
         elif entry.kind == "doubtful":
             self.add(Doubted(time, node, msgspec.msgpack.decode(entry.body, type=DoubtfulRecord)))
         elif any(term.startswith("segment:") for term in entry.terms):
-            self.add(Recorded(time, node, entry.kind, KeyRecord.decode(entry.body)))
+            for record in decode_key_records(entry.body):
+                self.add(Recorded(time, node, entry.kind, record))
 
     def _note_row(
         self, time: float, node: NodeId, row: Put | Insert, handed: dict[NodeId, list[tuple[int, int]]]
