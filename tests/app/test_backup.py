@@ -16,7 +16,7 @@ from trenza.adapters.keyring import KeyringSealer
 from trenza.adapters.sqlite import InlineStore, SqliteStore, connect, copying
 from trenza.app import backup
 from trenza.app.backup import Manifest, back_up
-from trenza.app.config import ApplicationListener, Listener, NodeConfig
+from trenza.app.config import ApplicationListener, DatabaseConfig, Listener, NodeConfig
 from trenza.app.restore import RESTORED, restore
 from trenza.base.clock import SystemClock
 from trenza.base.entropy import SystemEntropy
@@ -74,6 +74,22 @@ def config(tmp_path) -> NodeConfig:
     made.node_key.write_bytes(SeededEntropy(f"node key {SEED} {NODE}").token(32))
     asyncio.run(SqliteStore.open(made.data_directory).close())  # of this release's format now
     return made
+
+
+def test_a_node_with_its_memory_in_a_database_is_referred_to_the_database(config, tmp_path):
+    there = msgspec.structs.replace(config, database=DatabaseConfig(tmp_path / "address"))
+    with pytest.raises(InvalidRequestError, match="the database's own replication"):
+        backed_up(there)
+    assert not (tmp_path / "backups").exists()
+    with pytest.raises(InvalidRequestError, match="the database's own replication"):
+        restore(
+            there,
+            source=tmp_path,
+            with_id_keys=True,
+            clock=SystemClock(),
+            entropy=SystemEntropy(),
+            progress=lambda *_: None,
+        )
 
 
 def backed_up(config, *, later: int = 0, progress=lambda *_: None) -> tuple[Path, Manifest]:

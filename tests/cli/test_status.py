@@ -19,6 +19,17 @@ def test_nodes_pools_links_and_troubles_are_shown(network):
         assert part in told
 
 
+def test_the_instance_that_answers_is_shown_where_a_node_has_several(network):
+    both_answer(network)
+    assert "instance" not in network.run("status").stdout
+    alice = node_status("Alice", "Bob") | {"instance": {"name": "alice-2", "role": "second"}}
+    network.answers[("Alice", "/v1/status")] = alice
+    assert "alice-2 (second)" in network.run("status").stdout
+    told = json.loads(network.run("status", "--json").stdout)["nodes"]
+    assert told["Alice"]["instance"] == {"name": "alice-2", "role": "second"}
+    assert told["Bob"]["instance"] is None
+
+
 def test_a_pool_is_shown_once_as_its_issuer_sees_it(network):
     both_answer(network)
     told = network.run("status").stdout

@@ -137,6 +137,8 @@ def test_a_database_that_was_away_costs_answers_of_503_and_nothing_else(two) -> 
 
 def test_keys_between_applications_of_one_node_are_drawn_and_fetched_at_any_instance(two) -> None:
     near, far = "sae-alice", "sae-alice-2"
+    assert two.status("one")["instance"]["role"] == "lead"
+    assert two.status("two")["instance"] == {"name": "two", "role": "second"}
     ends = [(two.sites.network.application(near), two.sites.network.application(far)) for _ in range(2)]
     for initiator, _ in ends:  # two connections each: one at each instance
         for _, target in ends:

@@ -32,7 +32,7 @@ from trenza.app.node_key import open_node_key
 from trenza.app.state_directory import file_name
 from trenza.base.clock import Clock
 from trenza.base.entropy import Entropy
-from trenza.base.errors import ConflictError, StoreUnavailableError
+from trenza.base.errors import ConflictError, InvalidRequestError, StoreUnavailableError
 from trenza.base.names import NodeId
 from trenza.kms import rows
 from trenza.kms.id_keys import sealed_anew
@@ -89,10 +89,12 @@ def back_up(
         The new directory, and its manifest.
 
     Raises:
+        InvalidRequestError: the node's memory is in a database.
         StoreUnavailableError: the store or the node key cannot be read, or the backup cannot be written.
         AuthenticationError: the ledger is damaged, or the node key is another one.
         ConflictError: there is a backup of this very second.
     """
+    refuse_database(config)
     now = datetime.fromtimestamp(clock.now() // 1_000_000_000, UTC)
     place = to / f"{file_name(config.name)}-{now:%Y%m%dT%H%M%SZ}"
     draft = place.with_name(f".{place.name}.partial")
@@ -109,6 +111,23 @@ def back_up(
             raise
         sync_directory(to)
     return place, manifest
+
+
+def refuse_database(config: NodeConfig) -> None:
+    """Refuse a node whose memory is not on its own disk.
+
+    What the database's own means bring back is told from what was there by the anchor, which lies outside of it
+    (docs/adr/0020-postgres.md).
+
+    Raises:
+        InvalidRequestError: it is not.
+    """
+    if config.database is not None:
+        raise InvalidRequestError(
+            f"node {config.name} has its memory in PostgreSQL, which is not supported here yet: use the database's "
+            "own replication and backups, which hold strands, sealed under the node key; keep all anchors, "
+            "and a node that is restored from them begins a new epoch"
+        )
 
 
 async def _written(

@@ -132,6 +132,7 @@ class RunningNode:
             messages=self.message_counters,
             reload=self.reload,
             is_revoked=self.is_revoked,
+            instance=lambda: None if self._instance is None else self._instance.status(),
         )
         self._management = HttpServer(
             management,

@@ -27,6 +27,7 @@ from trenza.base.units import Seconds
 from trenza.kms.context import Context
 from trenza.kms.node import Node
 from trenza.kms.second import REFRESH_EVERY, Second
+from trenza.wire.management import InstanceStatus
 from trenza.wire.peer import PeerMessage
 
 if TYPE_CHECKING:
@@ -68,6 +69,10 @@ class Instance:
             self._known = self._beside.second.node
         assert self._known is not None, "open comes first"
         return self._known
+
+    def status(self) -> InstanceStatus:
+        """Say which instance this is, and what it is just now."""
+        return InstanceStatus(self._database.name, "second" if self.leading is None else "lead")
 
     async def open(self) -> None:
         """Take the lead if it is free, or stand beside the instance that has it."""

@@ -29,6 +29,7 @@ from trenza.app.backup import (
     Manifest,
     Progress,
     disk_told,
+    refuse_database,
     sync_directory,
 )
 from trenza.app.config import NodeConfig
@@ -63,11 +64,12 @@ def restore(
         progress: told how far it is.
 
     Raises:
-        InvalidRequestError: the data directory holds something.
+        InvalidRequestError: the data directory holds something, or the node's memory is in a database.
         InvalidDocumentError: it is no backup, of another node, of a newer release, or damaged.
         AuthenticationError: its ledger does not fit together, or the node key is another one.
         StoreUnavailableError: a node runs in the directory, or the disk fails.
     """
+    refuse_database(config)
     manifest = _manifest_of(source, config.name)
     with disk_told(f"{source} cannot be restored into {config.data_directory}"):
         directory = DataDirectory(config.data_directory)

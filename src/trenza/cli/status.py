@@ -54,8 +54,21 @@ def _document(answer: NodeStatus | TrenzaError) -> Any:
 
 def _show(out: Console, answers: Mapping[NodeId, NodeStatus | TrenzaError], *, detailed: bool) -> None:
     told = [answer for answer in answers.values() if isinstance(answer, NodeStatus)]
-    columns = ("node", "book ", "sessions ", "links ", "ledger ", "issued ", "delivered ", "troubles ")
-    out.print(table(columns, [_node_row(one) for one in told]))
+    columns: tuple[str, ...] = (
+        "node",
+        "book ",
+        "sessions ",
+        "links ",
+        "ledger ",
+        "issued ",
+        "delivered ",
+        "troubles ",
+    )
+    rows: list[tuple[object, ...]] = [_node_row(one) for one in told]
+    if any(one.instance is not None for one in told):
+        columns += ("instance",)
+        rows = [(*row, _instance_of(one)) for row, one in zip(rows, told, strict=True)]
+    out.print(table(columns, rows))
     out.print(table(("pool", "issued by", "kind", "ready ", "not granted ", "keys/s "), _pool_rows(told)))
     links = {link.link: (one.node, link) for one in reversed(told) for link in one.links}
     columns = ("link", "ends", "state", "rate ", "QBER ", "stock →", "stock ←", "emulated")
@@ -71,6 +84,10 @@ def _node_row(one: NodeStatus) -> tuple[object, ...]:
     issued, delivered = one.counters.get("keys_issued", 0), one.counters.get("keys_delivered", 0)
     ledger, troubles = one.ledger.sequence, len(one.troubles)
     return (one.node, one.book_version, len(one.sessions), len(one.links), ledger, issued, delivered, troubles)
+
+
+def _instance_of(one: NodeStatus) -> str:
+    return "" if one.instance is None else f"{one.instance.name} ({one.instance.role})"
 
 
 def _pool_rows(told: list[NodeStatus]) -> list[tuple[object, ...]]:

@@ -33,6 +33,7 @@ async def status(
     version: str,
     tls: Mapping[str, TlsStatistics],
     messages: Mapping[NodeId, Sequence[MessageCounters]],
+    instance: wire.InstanceStatus | None = None,
 ) -> wire.NodeStatus:
     """Return the state of the whole node."""
     ctx = node.ctx
@@ -52,6 +53,7 @@ async def status(
         counters=dict(sorted(ctx.counters.items())),
         troubles=dict(sorted(node.troubles.items())),
         ledger=wire.Head(head.sequence, head.hash.hex()),
+        instance=instance,
     )
 
 

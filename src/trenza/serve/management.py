@@ -63,6 +63,7 @@ class ManagementDoor:
         messages: Callable[[], Mapping[NodeId, Sequence[MessageCounters]]],
         reload: Callable[[], Awaitable[Sequence[str]]],
         is_revoked: RevocationCheck = never_revoked,
+        instance: Callable[[], wire.InstanceStatus | None] = lambda: None,
     ) -> None:
         """Open the door.
 
@@ -73,6 +74,7 @@ class ManagementDoor:
             messages: frames exchanged with each node.
             reload: reads the node's configuration anew; returns what changed.
             is_revoked: tells of certificates that are refused.
+            instance: which of the node's processes this is, where it has several.
         """
         self._find_node = node
         self._version = version
@@ -80,6 +82,7 @@ class ManagementDoor:
         self._messages = messages
         self._reload = reload
         self._is_revoked = is_revoked
+        self._instance = instance
 
     @property
     def _node(self) -> Node:
@@ -112,7 +115,11 @@ class ManagementDoor:
         match request.method, path.strip("/").split("/"):
             case b"GET", ["v1", "status"]:
                 status = await views.status(
-                    self._node, version=self._version, tls=self._tls(), messages=self._messages()
+                    self._node,
+                    version=self._version,
+                    tls=self._tls(),
+                    messages=self._messages(),
+                    instance=self._instance(),
                 )
                 return _ok(status)
             case b"GET", ["v1", "health"]:

@@ -86,6 +86,13 @@ class MessagesStatus(msgspec.Struct, frozen=True):
     received: int
 
 
+class InstanceStatus(msgspec.Struct, frozen=True):
+    """Which of several processes of a node answers, and whether it leads."""
+
+    name: str
+    role: str  # "lead" or "second"
+
+
 class NodeStatus(msgspec.Struct, frozen=True):
     """GET /v1/status."""
 
@@ -103,6 +110,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     counters: dict[str, int]
     troubles: dict[str, str]  # what each task last failed with
     ledger: Head
+    instance: InstanceStatus | None = None  # None: the node is this one process
 
 
 class Head(msgspec.Struct, frozen=True):
