@@ -34,6 +34,7 @@ class Front:
         self._settled = asyncio.Event()
         self._ready: Ready | None = None
         self._under_way: Counter[Delivery] = Counter()
+        self._until_turn: set[asyncio.Timeout] = set()  # of those who wait for the present stories to be ready
 
     def turn_to(self, delivery: Delivery | None, ready: Ready | None = None) -> None:
         """Ask others from now on.
@@ -43,6 +44,9 @@ class Front:
             ready: waits until they may be asked; None: they may.
         """
         self._delivery, self._ready = delivery, ready
+        waiting, self._until_turn = self._until_turn, set()
+        for one in waiting:  # they wait for stories that are over
+            one.reschedule(asyncio.get_running_loop().time())
         if delivery is None:
             self._settled.clear()
         else:
@@ -73,15 +77,28 @@ class Front:
             return await delivery.fetch(caller, initiator, key_ids, tls_group=tls_group)
 
     async def _someone(self) -> Delivery:
-        if self._delivery is None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_SETTLES_WITHIN_S):
-                    await self._settled.wait()
-        if self._ready is not None:
-            await self._ready()
-        if self._delivery is None:
-            raise UnavailableError("this instance of the node changes its role; try again later")
-        return self._delivery
+        while True:
+            if self._delivery is None:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_SETTLES_WITHIN_S):
+                        await self._settled.wait()
+            if (delivery := self._delivery) is None:
+                raise UnavailableError("this instance of the node changes its role; try again later")
+            if self._ready is not None:
+                await self._until_ready_or_turned(self._ready)
+            if self._delivery is delivery:
+                return delivery
+
+    async def _until_ready_or_turned(self, ready: Ready) -> None:
+        scope = asyncio.timeout(None)
+        try:
+            async with scope:
+                self._until_turn.add(scope)
+                await ready()
+        except TimeoutError:
+            pass  # others are asked now
+        finally:
+            self._until_turn.discard(scope)
 
     @contextlib.contextmanager
     def _asking(self, delivery: Delivery) -> Iterator[Delivery]:
