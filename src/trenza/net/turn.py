@@ -2,7 +2,7 @@
 
 Decrypting, answering and sending are long ways through different code. Done for one connection after the other they
 push each other out of the processor's caches, and whoever is answered first preempts the answers to the others; done
-in turn for all that came, an issuing request takes about a fifth less CPU time (docs/performance.md). Nobody waits for
+in turn for all that came, an issuing request takes a fifth less CPU time (docs/performance.md). Nobody waits for
 company: what came by itself is done by itself.
 """
 
