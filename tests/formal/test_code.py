@@ -89,7 +89,7 @@ class Walk:
         end, peer = self.ends[node], self.ends[1 - node]
         match deed:
             case "grants":
-                (grant,) = await end.pools.grant(peer.name, full=True, slots=len(slots), accept=any_strands)
+                (grant,) = await end.pools.granting.grant(peer.name, full=True, slots=len(slots), accept=any_strands)
                 assert {*range(grant.first, grant.first + grant.count)} == slots
             case "gives":
                 (asked,) = await end.cedes._give_up(peer.name, Surplus(KIND, any_strands, len(slots)))
@@ -123,7 +123,7 @@ class Walk:
                 self._note_session()
                 for one, other in ((0, 1), (1, 0)):
                     if before.machines[one].knows != after.machines[other].life:
-                        self.ends[one].pools.renew_incarnation(self.ends[other].name)
+                        self.ends[one].pools.granting.renew_incarnation(self.ends[other].name)
             case _:
                 raise AssertionError(name)
 

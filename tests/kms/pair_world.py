@@ -19,7 +19,8 @@ from trenza.kms.cede import Cedes
 from trenza.kms.context import Settings
 from trenza.kms.demand import Demand
 from trenza.kms.journal import Journal
-from trenza.kms.pools import Pair, Pools
+from trenza.kms.pairs import Pair
+from trenza.kms.pools import Pools
 from trenza.kms.stock import Segment
 from trenza.wire.peer import Cede, Done, Leave, PeerMessage, Presence, WindowAnswer, WindowMark, WindowRequest
 
@@ -74,7 +75,7 @@ class End:
                 self.ctx.sessions.pop(peer, None)
                 return Done()
             case WindowRequest(full=full, slots=slots):
-                return WindowAnswer(await self.pools.grant(peer, full=full, slots=slots, accept=any_strands))
+                return WindowAnswer(await self.pools.granting.grant(peer, full=full, slots=slots, accept=any_strands))
             case _:
                 raise AssertionError(message)
 

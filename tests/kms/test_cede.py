@@ -173,7 +173,7 @@ def test_slots_that_were_perhaps_given_up_are_granted_to_nobody(fails):
         world.a.store.fail_next = fails
         with pytest.raises(StoreUnavailableError):
             await world.a.cedes.step(B, 1)
-        assert await world.a.pools.grant(B, full=True, slots=8, accept=any_strands) == ()
+        assert await world.a.pools.granting.grant(B, full=True, slots=8, accept=any_strands) == ()
         assert world.b.free() == (set(), set(range(8)))
 
     run(story)
@@ -372,9 +372,9 @@ def test_slots_of_which_more_is_known_are_not_taken_back(told):
             case "delivered":
                 assert held.reserve(range(3, 4))
             case "issued":
-                await world.a.pools.note_marks(B, (WindowMark(held.number, 4, ()),))
+                await world.a.pools.granting.note_marks(B, (WindowMark(held.number, 4, ()),))
             case "void":
-                await world.a.pools.note_marks(B, (WindowMark(held.number, 4, (3,)),))
+                await world.a.pools.granting.note_marks(B, (WindowMark(held.number, 4, (3,)),))
         await world.b.say(Leave(world.b.ctx.session(A).id, (WindowMark(held.number, 2, ()),)))
         assert world.a.free() == (set(range(8, 16)), set())
         assert held.count == 8
@@ -391,7 +391,7 @@ def test_nothing_is_granted_again_before_it_is_free_on_disk(fails):
         world.a.store.fail_next = fails
         with pytest.raises(RefusedError):
             await world.b.say(Leave(world.b.ctx.session(A).id, told[A]))
-        assert await world.a.pools.grant(B, full=True, slots=8, accept=any_strands) == ()
+        assert await world.a.pools.granting.grant(B, full=True, slots=8, accept=any_strands) == ()
 
     run(story)
 

@@ -18,12 +18,12 @@ def test_a_window_whose_grant_seemed_lost_is_open_again_once_its_issuer_speaks_o
         answer = await world.b.say(WindowRequest(session.id, True, 9, (), 0, 8))
         assert isinstance(answer, WindowAnswer)
         world.clock.advance(11.0)  # B's disk is slow, and its beats are not
-        await world.a.pools.note_marks(B, world.b.marks())
+        await world.a.pools.granting.note_marks(B, world.b.marks())
         assert world.a.pair.held[answer.grants[0].window].closed is not None
         assert await world.b.pools.accept(A, answer.grants) == []
-        await world.a.pools.note_marks(B, world.b.marks())
+        await world.a.pools.granting.note_marks(B, world.b.marks())
         world.clock.advance(3_601.0)  # longer than a key may wait; nobody has asked for one
-        await world.a.pools.note_marks(B, world.b.marks())
+        await world.a.pools.granting.note_marks(B, world.b.marks())
         ages = {True: Seconds(86_400.0), False: Seconds(86_400.0)}
         await world.a.pools.tidy(B, key_lifetime=nanoseconds(Seconds(3_600.0)), max_age=ages)
         ((number, slot),) = await world.b.issue(1)
@@ -41,8 +41,8 @@ def test_a_window_of_a_former_life_stays_closed_whatever_is_said_of_it():
         marks = world.b.marks()
         await world.b.restart()
         world.meet()
-        world.a.pools.renew_incarnation(B)
-        await world.a.pools.note_marks(B, marks)
+        world.a.pools.granting.renew_incarnation(B)
+        await world.a.pools.granting.note_marks(B, marks)
         assert world.a.pair.held[marks[0].window].closed is not None
 
     lived(story)
@@ -56,8 +56,8 @@ def test_who_speaks_of_a_window_now_and_then_does_not_open_and_close_it_each_tim
         commits = len(world.a.store.history)
         for _ in range(100):
             world.clock.advance(0.5)
-            await world.a.pools.note_marks(B, ())
-            await world.a.pools.note_marks(B, marks)
+            await world.a.pools.granting.note_marks(B, ())
+            await world.a.pools.granting.note_marks(B, marks)
         assert len(world.a.store.history) - commits <= 2 * 5
         world.clock.advance(3_600.0)
         assert len(world.a.pair.held.over(world.clock.now())) == 0
@@ -73,11 +73,11 @@ def test_a_disk_that_takes_no_grant_costs_no_slot(how, dies):
         for _ in range(3):  # the peer asks again and again
             world.a.store.fail_next = how
             with pytest.raises(StoreUnavailableError):
-                await world.a.pools.grant(B, full=True, slots=8, accept=any_strands)
+                await world.a.pools.granting.grant(B, full=True, slots=8, accept=any_strands)
         if dies:
             await world.a.restart()
             world.meet()
-        grants = await world.a.pools.grant(B, full=True, slots=32, accept=any_strands)
+        grants = await world.a.pools.granting.grant(B, full=True, slots=32, accept=any_strands)
         granted = slots_in(tuple((one.first, one.count) for one in grants))
         if not dies:
             assert granted == set(range(32))

@@ -25,7 +25,9 @@ from trenza.core.slot_set import Range
 from trenza.core.window import HeldWindow
 from trenza.kms.context import Context, Session
 from trenza.kms.demand import Demand, Surplus
-from trenza.kms.pools import Pools, grant_of
+from trenza.kms.granting import grant_of, held_row
+from trenza.kms.pairs import segment_row
+from trenza.kms.pools import Pools
 from trenza.kms.ports import Change
 from trenza.kms.stock import Segment
 from trenza.wire.peer import Cede, Leave, WindowAnswer, WindowGrant, WindowMark
@@ -98,7 +100,7 @@ class Cedes:
                 given_up.append(_Asked(segment, first, count, _lives(session), now))
         if not given_up:
             return []
-        changed = {asked.segment.id: self._pools.segment_row(asked.segment) for asked in given_up}
+        changed = {asked.segment.id: segment_row(asked.segment) for asked in given_up}
         await self._ctx.store.commit(list(changed.values()))
         for asked in given_up:
             asked.segment.users += 1  # it is not tidied away while its slots are nobody's
@@ -160,8 +162,8 @@ class Cedes:
                 raise self._refused(f"node {peer} cedes slots that are not its own to give")
             segment.theirs = segment.theirs.without(message.first, message.count)
             changes: list[Change] = []
-            held = self._pools.hold(segment, message.first, message.count, changes)
-            await self._ctx.store.commit([*changes, self._pools.segment_row(segment), self._pools.numbers_row(peer)])
+            held = self._pools.granting.hold(segment, message.first, message.count, changes)
+            await self._ctx.store.commit([*changes, segment_row(segment), self._pools.granting.numbers_row(peer)])
             held.ceded = True
             self._ctx.counters["slots_ceded_away"] += held.count
             return WindowAnswer((grant_of(held),))
@@ -187,7 +189,7 @@ class Cedes:
             UnavailableError: it is not the session's peer that speaks; nothing was changed.
         """
         session = self._ctx.session_of(peer, leave.session)
-        await self._pools.note_marks(peer, leave.marks)
+        await self._pools.granting.note_marks(peer, leave.marks)
         changes: list[Change] = []
         freed: list[tuple[Segment, Range]] = []
         for mark in leave.marks:
@@ -198,7 +200,7 @@ class Cedes:
             mine = segment.mine
             for first, count in _of(freed, segment):
                 mine = mine.with_range(first, count)
-            changes.append(self._pools.segment_row(segment, mine=mine))
+            changes.append(segment_row(segment, mine=mine))
         if changes:
             await self._ctx.store.commit(changes)
         for segment, (first, count) in freed:  # not before: what is granted again must be free on disk
@@ -213,7 +215,7 @@ class Cedes:
         if free is None:
             return
         self._pools.pair(peer).held.close(held, self._ctx.clock.now())
-        changes += [self._pools.held_row(peer, held)] if held.count else self._pools.forget_held(peer, held)
+        changes += [held_row(peer, held)] if held.count else self._pools.granting.forget(peer, held)
         yield self._pools.pair(peer).segments[held.facts.record.segment], free
 
 

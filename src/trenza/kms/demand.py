@@ -206,7 +206,7 @@ class Demand:
             if not free or stock >= max(wanted, need // 2):
                 continue
             kept = max(self._seconds_of(self._rate_of(peer, peer, kind)), self.floor_of(peer))
-            held = self._pools.unissued(peer, full=kind.full, accept=accept)
+            held = self._pools.granting.unissued(peer, full=kind.full, accept=accept)
             slots = min(need - stock, free - max(0, kept - held))
             if slots >= min(free, self._ctx.settings.window_slots // 4):
                 found.append(Surplus(kind, accept, slots))
@@ -235,7 +235,7 @@ class Demand:
         ungranted = self._pools.ungranted(peer, issuer, full=kind.full, accept=accept)
         if issuer == self._ctx.name:
             return ungranted + self._issuable(peer, kind)
-        return ungranted + self._pools.unissued(peer, full=kind.full, accept=accept)
+        return ungranted + self._pools.granting.unissued(peer, full=kind.full, accept=accept)
 
     def _rate_of(self, peer: NodeId, issuer: NodeId, kind: StrandKind) -> float:
         mark = self.mark(peer) if issuer == self._ctx.name else self._pools.pair(peer).peer_stock

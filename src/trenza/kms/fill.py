@@ -250,7 +250,7 @@ class Fill:
         issuer, full = NodeId(record.issuer), Origin.QKD in record.origins
         stock = self._pools.ungranted(peer, issuer, full=full)
         if issuer == peer:
-            stock += self._pools.unissued(peer, full=full, accept=lambda _: True)
+            stock += self._pools.granting.unissued(peer, full=full, accept=lambda _: True)
         if stock + record.slots > _STOCK_MAX * self._ctx.settings.stock_target + self._ctx.settings.segment_max:
             self._ctx.counters["segments_beyond_stock"] += 1
             raise UnavailableError("this node holds as many strands of that kind as it will")

@@ -1,7 +1,8 @@
 """The windows that this node has granted to one peer: which are open, which are over, and since when.
 
 What upkeep asks at every beat costs as much as has changed, however many windows wait for their keys to be fetched.
-Whoever changes a window says so (`settle`). Pure bookkeeping: durable is what `kms.pools` commits.
+Whoever changes a window says so (`settle`). Pure bookkeeping: durable is what `kms.granting` and
+`kms.pools` commit.
 """
 
 from __future__ import annotations

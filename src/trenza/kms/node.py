@@ -490,7 +490,7 @@ class Node:
         self._looked_at_others = now
         await self.waiting.refresh()
         for peer in self.pools.peers:
-            await self.pools.note_deliveries(peer)
+            await self.pools.granting.note_deliveries(peer)
 
     async def _voids(self) -> bool:
         await self.wrapped.tell_voids()
@@ -597,7 +597,7 @@ class Node:
             raise RemoteProtocolError("a window has at least one slot")
         kind = StrandKind(request.full, request.max_hops, frozenset(map(NodeId, request.relays)), 0)
         accept = kind.acceptance(oldest=Nanoseconds(request.oldest))
-        return WindowAnswer(await self.pools.grant(peer, full=kind.full, slots=wanted, accept=accept))
+        return WindowAnswer(await self.pools.granting.grant(peer, full=kind.full, slots=wanted, accept=accept))
 
     def _book_for(self, request: BookRequest) -> BookAnswer:
         signed = self.ctx.signed_book

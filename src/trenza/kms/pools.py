@@ -1,4 +1,4 @@
-"""The pools of a node: verified segments, the windows it may issue from, and the windows it granted.
+"""The pools of a node: verified segments, and the windows it may issue from; those it granted are in kms.granting.
 
 Everything here is durable before it counts: a segment before it is issuable, a window before it is granted or used,
 a slot before its key leaves. The bookkeeping itself is core.window; the strands stay sealed until a window of their
@@ -7,10 +7,8 @@ segment is in use (design decisions 6 to 10).
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 from trenza.base.errors import (
     AuthenticationError,
@@ -22,36 +20,21 @@ from trenza.base.errors import (
 from trenza.base.names import NodeId
 from trenza.base.secret import Secret
 from trenza.base.units import Nanoseconds, Seconds, nanoseconds
-from trenza.core.keyid import WINDOWS_MAX
 from trenza.core.provenance import FORMAT_VERSION, DoubtfulRecord, SegmentRecord, ranges_of
 from trenza.core.segment import OpenSegment, SegmentFacts
 from trenza.core.slot_set import SlotSet
-from trenza.core.window import HeldWindow, IssuerPool, IssuerWindow
+from trenza.core.window import IssuerWindow
 from trenza.kms import rows
 from trenza.kms.context import Context
-from trenza.kms.held import Holding
+from trenza.kms.granting import Granting, held_row
 from trenza.kms.journal import Journal, doubtful_entry
+from trenza.kms.pairs import Pair, segment_row
 from trenza.kms.ports import Append, Change, Delete, DeletePrefix, Expect, Insert, Put, Table
-from trenza.kms.stock import Accept, Segment, Stock
-from trenza.wire.peer import StockMark, WindowGrant, WindowMark
+from trenza.kms.stock import Accept, Segment
+from trenza.wire.peer import WindowGrant, WindowMark
 
 _ATTEMPTS = 8
 """Reservations that another instance may come before, until a request is told that there is nothing."""
-
-
-@dataclass(slots=True)
-class Pair:
-    """What this node shares with one other node."""
-
-    segments: Stock = field(default_factory=Stock)
-    issuer: IssuerPool = field(default_factory=IssuerPool)
-    held: Holding = field(default_factory=Holding)
-    next_window: int = 0
-    took_over: bool = True  # what was granted last; False: the disk did not take it
-    untold: list[HeldWindow] = field(default_factory=list)  # whose commit failed, or seemed to: no answer named them
-    reserving: asyncio.Lock = field(default_factory=asyncio.Lock)
-    asking: asyncio.Lock = field(default_factory=asyncio.Lock)  # one asks for windows at a time: grants have an order
-    peer_stock: StockMark = field(default_factory=lambda: StockMark(0, 0, 0.0, 0.0))
 
 
 class Pools:
@@ -61,6 +44,7 @@ class Pools:
         self._ctx = ctx
         self._journal = journal
         self._pairs: dict[NodeId, Pair] = {}
+        self.granting = Granting(ctx, self.pair)
         self.may_reserve: Callable[[], bool] = lambda: True  # not while an instance does not know who leads
 
     def pair(self, peer: NodeId) -> Pair:
@@ -91,7 +75,7 @@ class Pools:
         doubtful = await self._doubtful_issues()
         for key, value in await store.scan(Table.WINDOW, rows.HOLDER):
             peer, rest = rows.split_peer(key[1:])
-            self._load_held(peer, int.from_bytes(rest, "big"), rows.decode(value, rows.HeldWindowRow))
+            self.granting.load(peer, int.from_bytes(rest, "big"), rows.decode(value, rows.HeldWindowRow))
         for key, _ in await store.scan(Table.DELIVERED):
             peer, rest = rows.split_peer(key)
             window = self.pair(peer).held.get(int.from_bytes(rest[:4], "big"))
@@ -136,19 +120,6 @@ class Pools:
                     found += _doubtful("delivered", segment, peer, window.number, missing)
         return found
 
-    def _load_held(self, peer: NodeId, number: int, row: rows.HeldWindowRow) -> None:
-        pair = self.pair(peer)
-        segment = pair.segments.get(row.segment)
-        if segment is None:
-            return
-        closed = None if row.closed is None else Nanoseconds(row.closed)
-        held = HeldWindow(number, segment.facts, row.first, row.count, Nanoseconds(row.granted), row.issued, closed)
-        held.void.update(row.void)
-        held.life = row.life
-        if row.issued:
-            held.marks.append((row.issued, self._ctx.clock.now()))
-        pair.held.add(held)
-
     async def drop_all(self) -> None:
         """Forget every strand: this node cannot prove that its memory is whole."""
         handles = [segment.id for pair in self._pairs.values() for segment in pair.segments.values()]
@@ -173,20 +144,14 @@ class Pools:
     async def _finish(self, segment: Segment) -> None:
         """Close a segment that the peer holds no more; keys it issued of it stay to be fetched until they expire."""
         segment.mine = segment.theirs = SlotSet()
-        changes: list[Change] = [self.segment_row(segment), *self._drop_issuing(segment)]
+        changes: list[Change] = [segment_row(segment), *self._drop_issuing(segment)]
         held = self.pair(segment.peer).held
         for window in held.of_segment(segment.id):
             if window.closed is None:
                 held.close(window, self._ctx.clock.now())
-                changes.append(self.held_row(segment.peer, window))
+                changes.append(held_row(segment.peer, window))
         await self._journal.flush()
         await self._ctx.store.commit(changes)
-
-    def renew_incarnation(self, peer: NodeId) -> None:
-        """The peer started anew: what it may have issued in its last life is closed now and expires in its time."""
-        held = self.pair(peer).held
-        for window in held.open:
-            held.close(window, self._ctx.clock.now())
 
     # --- segments
 
@@ -201,7 +166,7 @@ class Pools:
         try:
             await self._ctx.store.commit(
                 [
-                    Insert(Table.SEGMENT, segment.id, self.segment_row(segment).value),
+                    Insert(Table.SEGMENT, segment.id, segment_row(segment).value),
                     Insert(Table.SEGMENT_BYTES, segment.id, rows.encode(rows.SealedRow.of(sealed))),
                     self._ledger_entry(facts.record, encoded),
                 ]
@@ -228,7 +193,7 @@ class Pools:
         changes: list[Change] = [Delete(Table.SEGMENT, segment.id), Delete(Table.SEGMENT_BYTES, segment.id)]
         changes += self._drop_issuing(segment)
         for held in pair.held.of_segment(segment.id):
-            changes += self.forget_held(segment.peer, held)
+            changes += self.granting.forget(segment.peer, held)
         await self._erase(segment)
         await self._journal.flush_of(segment.id)  # the rows say until then what may lack a record
         await self._ctx.store.commit(changes)
@@ -245,13 +210,6 @@ class Pools:
         pair.issuer.remove(window.number)
         pair.segments.look_again(window.facts.record.segment)
         return Delete(Table.WINDOW, rows.window_key(rows.ISSUER, peer, window.number))
-
-    def forget_held(self, peer: NodeId, held: HeldWindow) -> list[Change]:
-        pair = self.pair(peer)
-        pair.held.remove(held.number)
-        pair.segments.look_again(held.facts.record.segment)
-        key = rows.window_key(rows.HOLDER, peer, held.number)
-        return [Delete(Table.WINDOW, key), DeletePrefix(Table.DELIVERED, key[1:])]
 
     async def _erase(self, segment: Segment) -> None:
         if segment.open is not None:
@@ -323,18 +281,6 @@ class Pools:
         """Take note of a segment of which the lead has windows; this instance grants nothing of it."""
         self.pair(peer).segments.add(Segment(peer, facts))
 
-    def follow_held(self, peer: NodeId, number: int, row: rows.HeldWindowRow) -> None:
-        """Take in how a window that the lead has granted stands now."""
-        held = self.pair(peer).held.get(number)
-        if held is None or held.facts.record.segment != row.segment:
-            self._load_held(peer, number, row)
-            return
-        held.mark(row.issued, self._ctx.clock.now())
-        held.count = row.count
-        held.closed = None if row.closed is None else Nanoseconds(row.closed)
-        held.void.update(slot for slot in row.void if slot not in held.delivered)
-        self.pair(peer).held.settle(held)
-
     async def share_window(self, peer: NodeId, number: int, row: rows.IssuerWindowRow) -> bool:
         """Issue from a window that the lead was granted; tell whether its strands could be opened."""
         segment = self.pair(peer).segments[row.segment]
@@ -367,112 +313,7 @@ class Pools:
             pair.held.clear()
         self.close_unused()
 
-    async def note_deliveries(self, peer: NodeId) -> None:
-        """Take in which slots of windows that are over other instances have delivered."""
-        for window in [one for one in self.pair(peer).held.values() if one.closed is not None]:
-            prefix = rows.window_key(b"", peer, window.number)
-            found = await self._ctx.store.scan(Table.DELIVERED, prefix)
-            window.delivered.update(int.from_bytes(key[len(prefix) :], "big") for key, _ in found)
-            window.void -= window.delivered
-            self.pair(peer).held.settle(window)
-
     # --- windows
-
-    async def grant(self, peer: NodeId, *, full: bool, slots: int, accept: Accept) -> tuple[WindowGrant, ...]:
-        """Grant up to `slots` slots of segments that `peer` issues from: durable before the answer leaves.
-
-        Raises:
-            StoreUnavailableError: not now; what was taken for it can be granted later.
-        """
-        await self._regain_untold(peer)
-        pair = self.pair(peer)
-        windows: list[HeldWindow] = []
-        changes: list[Change] = []
-        missing = slots
-        for segment in pair.segments.giving(mine=True, full=full, accept=accept):
-            if missing <= 0:
-                break
-            while missing > 0 and segment.mine:
-                first, count = segment.mine.lowest(missing)
-                segment.mine = segment.mine.without(first, count)
-                missing -= count
-                windows.append(self.hold(segment, first, count, changes))
-            changes.append(self.segment_row(segment))
-        if changes:
-            try:
-                await self._ctx.store.commit([*changes, self.numbers_row(peer)])
-            except StoreUnavailableError:
-                self._withdraw(pair, windows)
-                raise
-        return tuple(map(grant_of, windows))
-
-    def _withdraw(self, pair: Pair, windows: Sequence[HeldWindow]) -> None:
-        """Hold no longer what may not be durable, and was told to nobody."""
-        if self._ctx.shared is not None:  # another instance may have read it, and deliver what the peer guesses
-            return
-        for window in windows:
-            segment = pair.segments.get(window.facts.record.segment)
-            if segment is not None and pair.held.get(window.number) is window and not window.delivered:
-                pair.held.remove(window.number)
-                segment.users += 1  # it is not tidied away meanwhile
-                pair.untold.append(window)
-
-    async def _regain_untold(self, peer: NodeId) -> None:
-        """Make grantable again what was withdrawn, by the very commit that removes its windows for certain."""
-        pair = self.pair(peer)
-        if not pair.untold:
-            return
-        untold, pair.untold = pair.untold, []
-        changes: list[Change] = []
-        mine: dict[bytes, SlotSet] = {}
-        for window in untold:
-            changes.append(Delete(Table.WINDOW, rows.window_key(rows.HOLDER, peer, window.number)))
-            segment = pair.segments.get(window.facts.record.segment)
-            if segment is not None:
-                mine[segment.id] = mine.get(segment.id, segment.mine).with_range(window.first, window.count)
-        changes += [self.segment_row(pair.segments[one], mine=slots) for one, slots in mine.items()]
-        try:
-            await self._ctx.store.commit(changes)
-        except BaseException:
-            pair.untold += untold
-            raise
-        for window in untold:
-            segment = pair.segments.get(window.facts.record.segment)
-            if segment is not None:
-                segment.users -= 1
-                segment.mine = segment.mine.with_range(window.first, window.count)
-
-    def hold(self, segment: Segment, first: int, count: int, changes: list[Change]) -> HeldWindow:
-        """Make a window for the peer to issue from; it counts when `changes` and the numbers given are durable."""
-        pair = self.pair(segment.peer)
-        session = self._ctx.sessions.get(segment.peer)
-        held = HeldWindow(self._next_number(pair), segment.facts, first, count, self._ctx.clock.now())
-        held.life = b"" if session is None else session.theirs.nonce
-        pair.held.add(held)
-        row = self.held_row(segment.peer, held)
-        changes.append(Insert(Table.WINDOW, row.key, row.value))
-        return held
-
-    def numbers_row(self, peer: NodeId) -> Put:
-        return Put(Table.META, rows.windows_key(peer), rows.encode(rows.WindowsRow(self.pair(peer).next_window)))
-
-    @staticmethod
-    def _next_number(pair: Pair) -> int:
-        """Return the next window number. Numbers come round after 2^26 windows, when no ID key that sealed IDs of
-        the first round is honoured any more (IdKeyRing.fetchable).
-        """
-        while pair.next_window in pair.held:
-            pair.next_window = (pair.next_window + 1) % WINDOWS_MAX
-        number = pair.next_window
-        pair.next_window = (number + 1) % WINDOWS_MAX
-        return number
-
-    @staticmethod
-    def segment_row(segment: Segment, *, mine: SlotSet | None = None) -> Put:
-        """Return the change that makes durable which slots are in whose gift; `mine`, where they will be others."""
-        ranges = (segment.mine if mine is None else mine).ranges
-        row = rows.SegmentRow(segment.peer, segment.facts.encoded, 0, ranges, segment.theirs.ranges)
-        return Put(Table.SEGMENT, segment.id, rows.encode(row))
 
     async def accept(self, peer: NodeId, grants: Sequence[WindowGrant]) -> list[bytes]:
         """Take over granted windows; return the segments named that this node does not hold.
@@ -518,7 +359,7 @@ class Pools:
             row = self._issuer_row(peer, window, window.reserved)
             windows.append((segment, window))
             changes.append(Insert(Table.WINDOW, row.key, row.value))
-        changes += [self.segment_row(one) for one in {segment.id: segment for segment, _ in fresh}.values()]
+        changes += [segment_row(one) for one in {segment.id: segment for segment, _ in fresh}.values()]
         try:
             await self._ctx.store.commit(changes)
         except ConflictError:
@@ -545,7 +386,7 @@ class Pools:
         """
         pair = self.pair(peer)
         if not pair.took_over:  # the same again would be given up: whether the disk takes anything is seen first
-            await self._ctx.store.commit([self.numbers_row(peer)])
+            await self._ctx.store.commit([self.granting.numbers_row(peer)])
             pair.took_over = True
         coming = pair.segments.giving(mine=False, full=full, accept=accept)
         if (segment := next((one for one in coming if one.open is None), None)) is not None:
@@ -579,7 +420,7 @@ class Pools:
             if segment.facts.record.created < oldest:
                 self._ctx.counters["slots_ungrantable"] += len(segment.theirs)
                 segment.theirs = SlotSet()
-                changes.append(self.segment_row(segment))
+                changes.append(segment_row(segment))
         if changes:
             await self._ctx.store.commit(changes)
 
@@ -699,7 +540,7 @@ class Pools:
             for window in list(pair.issuer):
                 segment = pair.segments[window.facts.record.segment]
                 segment.theirs = segment.theirs.with_range(window.next, window.left)
-                changes += [self._let_issuing_go(peer, window), self.segment_row(segment)]
+                changes += [self._let_issuing_go(peer, window), segment_row(segment)]
         await self._journal.flush()
         if changes:
             await self._ctx.store.commit(changes)
@@ -711,67 +552,6 @@ class Pools:
             WindowMark(window.number, window.issued, tuple(window.void)) for window in self.pair(peer).issuer
         )
 
-    async def note_marks(self, peer: NodeId, marks: Sequence[WindowMark]) -> None:
-        """Take in how far the peer has issued; what it declared void is never delivered."""
-        pair = self.pair(peer)
-        now = self._ctx.clock.now()
-        changes: list[Change] = self._close_unknown(peer, frozenset(mark.window for mark in marks))
-        for mark in marks:
-            window = pair.held.get(mark.window)
-            if window is None:
-                continue
-            reopened = self._reopens(peer, window)
-            if not reopened and mark.issued <= window.issued and window.void.issuperset(mark.void):
-                continue
-            window.mark(mark.issued, now)
-            inside = range(window.first, window.first + window.count)
-            window.void.update(slot for slot in mark.void if slot in inside and slot not in window.delivered)
-            pair.held.settle(window)
-            changes.append(self.held_row(peer, window))
-        if changes:
-            await self._ctx.store.commit(changes)
-
-    def _close_unknown(self, peer: NodeId, known: frozenset[int]) -> list[Change]:
-        """Close the windows that the peer does not speak of: their grant was lost, or they are used up."""
-        now = self._ctx.clock.now()
-        patience = 2 * nanoseconds(self._ctx.settings.call_timeout)
-        changes: list[Change] = []
-        held = self.pair(peer).held
-        for window in held.open:
-            if window.number not in known and now - window.granted > patience:
-                held.close(window, now)
-                changes.append(self.held_row(peer, window))
-        return changes
-
-    def _reopens(self, peer: NodeId, window: HeldWindow) -> bool:
-        """Open a window again that was closed because its grant seemed lost: the life it was given to speaks of it.
-
-        Its answer may have been slow, or a clock was set. Left closed, it would be forgotten while keys come of it.
-        """
-        session = self._ctx.sessions.get(peer)
-        if window.closed is None or window.issued >= window.count or session is None:
-            return False
-        if window.life != session.theirs.nonce:
-            return False
-        window.granted = (
-            self._ctx.clock.now()
-        )  # the peer has only now heard of it; and it is not closed again at once
-        self.pair(peer).held.reopen(window)
-        return True
-
-    def held_row(self, peer: NodeId, window: HeldWindow) -> Put:
-        row = rows.HeldWindowRow(
-            window.facts.record.segment,
-            window.first,
-            window.count,
-            window.granted,
-            window.issued,
-            window.closed,
-            tuple(sorted(window.void)),
-            window.life,
-        )
-        return Put(Table.WINDOW, rows.window_key(rows.HOLDER, peer, window.number), rows.encode(row))
-
     # --- stock
 
     def issuable(self, peer: NodeId, *, full: bool, accept: Accept | None = None) -> int:
@@ -781,14 +561,6 @@ class Pools:
     def ungranted(self, peer: NodeId, issuer: NodeId, *, full: bool, accept: Accept | None = None) -> int:
         """Return the slots of ready segments that the other node may still grant to `issuer`."""
         return self.pair(peer).segments.slots(mine=issuer == peer, full=full, accept=accept)
-
-    def unissued(self, peer: NodeId, *, full: bool, accept: Accept) -> int:
-        """Return the slots granted to `peer` that it has not issued yet, as far as it has said."""
-        return sum(
-            window.count - window.issued
-            for window in self.pair(peer).held.open
-            if window.facts.full is full and accept(window.facts)
-        )
 
     # --- upkeep
 
@@ -800,14 +572,14 @@ class Pools:
             key_lifetime: how long a key may wait to be fetched.
             max_age: how old strands may become, with QKD (True) and without (False).
         """
-        await self._regain_untold(peer)
+        await self.granting.regain_untold(peer)
         pair = self.pair(peer)
         now = self._ctx.clock.now()
         changes: list[Change] = []
         for held in pair.held.over(Nanoseconds(now - key_lifetime)):
             if not pair.segments[held.facts.record.segment].users:
                 self._ctx.counters["slots_expired"] += max(0, held.issued - len(held.delivered | held.void))
-                changes += self.forget_held(peer, held)
+                changes += self.granting.forget(peer, held)
         oldest = {full: Nanoseconds(now - nanoseconds(age)) for full, age in max_age.items()}
         for aged in [window for window in pair.issuer if window.facts.record.created < oldest[window.facts.full]]:
             self._ctx.counters["slots_aged"] += aged.left
@@ -844,7 +616,3 @@ class Pools:
 def _doubtful(deed: str, segment: bytes, peer: NodeId, window: int, missing: Iterable[int]) -> list[DoubtfulRecord]:
     ranges = ranges_of(missing)
     return [DoubtfulRecord(FORMAT_VERSION, deed, segment, peer, window, ranges)] if ranges else []
-
-
-def grant_of(held: HeldWindow) -> WindowGrant:
-    return WindowGrant(held.number, held.facts.record.segment, held.first, held.count)

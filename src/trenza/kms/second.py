@@ -232,7 +232,7 @@ class Second:
 
     async def _follow_held(self, peer: NodeId, number: int, row: rows.HeldWindowRow) -> None:
         if await self._segment(peer, row.segment):
-            self.node.pools.follow_held(peer, number, row)
+            self.node.pools.granting.follow(peer, number, row)
 
     async def _follow_issuer(self, peer: NodeId, number: int, row: rows.IssuerWindowRow) -> bool:
         pools = self.node.pools

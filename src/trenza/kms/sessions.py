@@ -347,7 +347,7 @@ class Sessions:
         await self._pools.keep_only(peer, sorted(common), peer_is_whole=peer_is_whole)
         await self._ingest.keep_only(peer, sorted(frozenset(mine.blocks) & frozenset(their_blocks)))
         if not _is_same(self._known.get(peer), presence):
-            self._pools.renew_incarnation(peer)
+            self._pools.granting.renew_incarnation(peer)
         await self._id_keys.keep(peer, keys)
         await self._remember_peer(peer, presence)
         if self._is_past(mine.presence):
@@ -414,7 +414,7 @@ class Sessions:
         ctx.session_of(peer, beat.session)
         self._heard[peer] = ctx.clock.elapsed()
         self._pools.pair(peer).peer_stock = beat.stock
-        await self._pools.note_marks(peer, beat.marks)
+        await self._pools.granting.note_marks(peer, beat.marks)
         return BeatAnswer(ctx.settings.lease, ctx.book.version if ctx.has_book else 0)
 
     def is_young(self, peer: NodeId) -> bool:
