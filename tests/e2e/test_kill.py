@@ -6,7 +6,7 @@ from tests.e2e.kill_soak import STORES, Soak, missing
 
 pytestmark = pytest.mark.slow
 
-SECONDS = {"sqlite": 60.0, "postgres": 20.0}
+SECONDS = {"sqlite": 60.0, "postgres": 12.0}
 FEWEST_KILLS = {"sqlite": 3, "postgres": 2}
 
 
