@@ -23,7 +23,6 @@ def test_the_table_relates_a_request_to_bare_and_floor_of_the_same_round():
     assert lines["floor"][5].strip() == "1.50"
     assert lines["issue"][6].strip() == "2.00"
     assert lines["refill"][6].strip() == "3.00"
-    assert lines["refill"][7].strip() == "none"  # no database
     assert lines["refill"][9].strip() == "0.50"
 
 
