@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from trenza.app.state_directory import StateDirectory, change_ready, file_name
-from trenza.base.errors import UnavailableError
+from trenza.base.errors import ConflictError, UnavailableError
 from trenza.base.names import NodeId
 
 
@@ -82,3 +82,17 @@ def test_a_network_that_stops_gets_no_ready_document_again(path):
     held.release()
     change_ready(held.ready_file, lambda document: document.update(late=True))
     assert not held.ready_file.exists()
+
+
+def test_what_another_network_remembers_is_not_gone_on_with(path):
+    state = StateDirectory(path)
+    assert not state.may_go_on([NodeId("Alice")])
+    for name in ("Alice", "Bob/2"):
+        config = state.node_config(NodeId(name))
+        config.parent.mkdir(parents=True)
+        config.touch()
+    assert state.may_go_on([NodeId("Bob/2"), NodeId("Alice")])
+    for others in (["Alice"], ["Alice", "Bob/2", "Carol"]):
+        with pytest.raises(ConflictError, match=r"nodes Alice, Bob/2.*without --resume"):
+            state.may_go_on([NodeId(name) for name in others])
+    state.release()

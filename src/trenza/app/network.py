@@ -83,7 +83,7 @@ class Network:
 
     async def _start(self, progress: Progress, *, fresh: bool) -> None:
         names = [node.name for node in self.scenario.nodes]
-        if fresh or not all(self._state.node_config(name).is_file() for name in names):
+        if fresh or not self._state.may_go_on(names):
             progress("making keys and certificates")
             self._state.clear()
             await asyncio.to_thread(self._files.write)

@@ -118,7 +118,7 @@ class ProcessNetwork:
         self, progress: Progress, *, fresh: bool, store: str | None, database: Path | None
     ) -> None:
         names = [node.name for node in self.scenario.nodes]
-        if not fresh and all(self._state.node_config(name).is_file() for name in names):
+        if not fresh and self._state.may_go_on(names):
             self._configs = {name: load_node_config(self._state.node_config(name)) for name in names}
             kept = kept_address(list(self._configs.values()), database, store=store)
             if kept is not None:

@@ -13,15 +13,15 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import msgspec
 
-from trenza.base.errors import UnavailableError
+from trenza.base.errors import ConflictError, UnavailableError
 from trenza.base.names import NodeId
 
 _OWNED: Final = ("ready.json", "book.json", "officer.pem", "officer.key", "devices.toml", "pki", "nodes")
@@ -58,6 +58,22 @@ class StateDirectory:
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
         self.ready_file.unlink(missing_ok=True)
+
+    def may_go_on(self, names: Iterable[NodeId]) -> bool:
+        """Tell whether a network of these nodes ran here before; False where none did.
+
+        Raises:
+            ConflictError: another one did, and making everything new would destroy what its nodes remember.
+        """
+        wanted = {file_name(name) for name in names}
+        held = {config.parent.name for config in self.path.glob("nodes/*/config.toml")}
+        if held and held != wanted:
+            nodes = ", ".join(unquote(name) for name in sorted(held))
+            raise ConflictError(
+                f"{self.path} holds another network, of the nodes {nodes}: choose another state directory, "
+                "or start without --resume, which removes it"
+            )
+        return bool(held)
 
     def clear(self) -> None:
         """Remove what an earlier network left; what is not a network's stays."""
