@@ -279,6 +279,31 @@ def test_a_later_life_that_several_peers_tell_of_at_once_ends_this_one_once() ->
     run(story())
 
 
+@pytest.mark.parametrize("name", [A, B])
+def test_an_original_that_starts_more_often_than_its_copy_is_told_from_it_all_the_same(name) -> None:
+    async def story() -> None:
+        world = await started()
+        other = B if name == A else A
+        clone = await world.start_clone(name, anchor_too=True, cut_off=True)
+        world.attach(clone)
+        await asyncio.sleep(15.0)
+        assert clone.node is not None
+        met = clone.node.ctx.presence
+        assert world.node(other).ctx.sessions[name].theirs == met
+        world.network.cut.add(frozenset((A, B)))
+        await world.stop_clone(clone)
+        for _ in range(3):
+            await world.crash(name)
+            await world.start(name)
+        node = world.node(name)
+        assert node.ctx.presence.incarnation > met.incarnation
+        world.network.cut.clear()
+        await judged(world)
+        assert node.ctx.presence.epoch == 2
+
+    run(story())
+
+
 def test_a_request_that_comes_while_a_node_stops_begins_nothing_in_the_background() -> None:
     async def story() -> None:
         world = await started()

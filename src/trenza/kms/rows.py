@@ -26,6 +26,8 @@ class SelfRow(msgspec.Struct, frozen=True, array_like=True):
     epoch: int
     incarnation: int
     whole: bool = True  # False: strands that cannot be trusted may still be here; whoever starts next drops them
+    nonce: bytes = b""  # of that life
+    past: tuple[bytes, ...] = ()  # of those before it in its epoch, newest first
 
 
 class PeerRow(msgspec.Struct, frozen=True, array_like=True):

@@ -52,6 +52,9 @@ _NO_OFFER = ExchangeOffer(b"", b"", 0, b"", b"")
 _NO_ANSWER = ExchangeAnswer(b"", b"", b"")
 """Stand in for the exchange while the rest of the message is encoded: the exchange covers all but itself."""
 
+_PAST = 64
+"""Lives before its own that a node tells of: a peer that met a copy of it must hear of it within so many starts."""
+
 _MEETINGS_PER_SECOND, _MEETINGS_AT_ONCE = 0.2, 10.0
 """Sessions with one peer: each costs an exchange and leaves ID keys behind, so none may ask for them without end."""
 
@@ -100,6 +103,7 @@ class Sessions:
         """
         ctx = self._ctx
         value = await ctx.store.get(Table.META, rows.SELF)
+        past: tuple[bytes, ...] = ()
         known = self._anchor.recall()
         if value is None:
             row = rows.SelfRow(bytes(ctx.entropy.token(16)), 1, 1)
@@ -109,17 +113,19 @@ class Sessions:
             anchored = known is not None and known[0] == last.store and ctx.store.counter() >= known[1]
             whole = anchored and last.whole
             row = rows.SelfRow(last.store, last.epoch + (not whole), last.incarnation + 1)
+            if whole and last.nonce:
+                past = (last.nonce, *last.past)[:_PAST]
         self._store_name = row.store
-        await self._set_life(row.epoch, row.incarnation, whole=whole)
+        await self._set_life(row.epoch, row.incarnation, whole=whole, past=past)
         for key, stored in await ctx.store.scan(Table.META, b"peer:"):
             peer = rows.decode(stored, rows.PeerRow)
             if peer.known is not None:
                 self._known[NodeId(key[5:].decode())] = peer.known
         return whole
 
-    async def _set_life(self, epoch: int, incarnation: int, *, whole: bool) -> None:
+    async def _set_life(self, epoch: int, incarnation: int, *, whole: bool, past: tuple[bytes, ...] = ()) -> None:
         nonce = bytes(self._ctx.entropy.token(16))
-        self._ctx.presence = Presence(epoch, incarnation, nonce, place=self._ctx.place)
+        self._ctx.presence = Presence(epoch, incarnation, nonce, place=self._ctx.place, past=past)
         self.sign_life()
         await self._write_life(whole=whole)
 
@@ -131,7 +137,9 @@ class Sessions:
 
     async def _write_life(self, *, whole: bool) -> None:
         presence = self._ctx.presence
-        row = rows.SelfRow(self._store_name, presence.epoch, presence.incarnation, whole)
+        row = rows.SelfRow(
+            self._store_name, presence.epoch, presence.incarnation, whole, presence.nonce, presence.past
+        )
         await self._ctx.store.commit([Put(Table.META, rows.SELF, rows.encode(row))])
         self.remember()
 
@@ -450,9 +458,15 @@ def _is_same(one: Presence | None, other: Presence) -> bool:
 
 
 def _is_later(one: Presence, other: Presence) -> bool:
-    """Tell whether `one` shows that `other` is an earlier life, or another copy of the same."""
+    """Tell whether `one` shows that `other` is an earlier life, another copy of the same, or a later one of another.
+
+    A node that runs on a copy of a memory may start more often than the copy that was met; its past shows it.
+    """
     if (one.epoch, one.incarnation) == (other.epoch, other.incarnation):
         return one.nonce != other.nonce
+    since = other.incarnation - one.incarnation
+    if one.epoch == other.epoch and 0 < since <= len(other.past):
+        return one.nonce != other.past[since - 1]
     return (one.epoch, one.incarnation) > (other.epoch, other.incarnation)
 
 

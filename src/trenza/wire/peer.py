@@ -37,6 +37,7 @@ Seconds: TypeAlias = Annotated[float, Meta(ge=0.0, le=86_400.0)]
 Identifier: TypeAlias = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Tag: TypeAlias = Annotated[bytes, Meta(min_length=48, max_length=48)]
 Place: TypeAlias = Annotated[bytes, Meta(max_length=16)]  # 16 bytes, or none
+Past: TypeAlias = Annotated[tuple[Identifier, ...], Meta(max_length=64)]
 OneTimeTag: TypeAlias = Annotated[bytes, Meta(min_length=16, max_length=16)]  # Poly1305
 Public: TypeAlias = Annotated[bytes, Meta(max_length=2_048)]  # the key agreement knows its exact length
 Signature: TypeAlias = Annotated[bytes, Meta(max_length=4_096)]  # so does whoever verifies it
@@ -72,13 +73,15 @@ class Presence(msgspec.Struct, frozen=True, array_like=True):
     nonce: Identifier  # drawn at every start
     signature: Signature = b""  # the node's own, ML-DSA-65, over `life_message`
     place: Place = b""  # where it is lived: a later life at the same place came after the end of this one
+    past: Past = ()  # nonces of the lives before it in this epoch, newest first, as far as its memory tells
 
 
 def life_message(node: str, presence: Presence) -> bytes:
     """Return what the signature in a presence covers."""
     name = node.encode()
     numbers = presence.epoch.to_bytes(8, "big") + presence.incarnation.to_bytes(8, "big")
-    return b"trenza life v1" + len(name).to_bytes(4, "big") + name + numbers + presence.nonce + presence.place
+    past = b"past" + b"".join(presence.past) if presence.past else b""
+    return b"trenza life v1" + len(name).to_bytes(4, "big") + name + numbers + presence.nonce + presence.place + past
 
 
 class ExchangeOffer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
