@@ -125,6 +125,8 @@ class Troubles:
             return
         self._fire(kind, machine.name)
         await self._world.crash(machine.name, power=True)
+        if machine.process is not None:
+            return  # somebody has started it again while the last of it unwound
         anchor = chance.randrange(3)  # its page may be lost, as old as chance has it, or as it was
         if anchor == 0:
             self._world.lose_anchor(machine.name)
