@@ -180,6 +180,38 @@ def test_slots_that_were_perhaps_given_up_are_granted_to_nobody(fails):
 
 
 @pytest.mark.parametrize("fails", Fails)
+def test_slots_that_a_disk_did_not_take_the_giving_up_of_are_ceded_when_it_does_again(fails):
+    async def story(world: PairWorld) -> None:
+        await world.fill(8)
+        for _ in range(3):  # a full disk, for longer than a question is waited for
+            world.a.store.fail_next = fails
+            with pytest.raises(StoreUnavailableError):
+                await world.a.cedes.step(B, 1)
+            assert not [one for one in world.network.sent if isinstance(one[2], Cede)]
+            world.clock.advance(60.0)
+        world.meet()  # the session was renewed meanwhile
+        assert await world.a.cedes.step(B, 1) == 8
+        assert world.a.issuable() == set(range(8))
+        assert world.a.ctx.counters["slots_lost_in_cede"] == 0
+        assert world.a.segment.users == 0
+
+    run(story)
+
+
+def test_a_segment_that_is_dropped_before_its_slots_are_given_up_does_not_come_back():
+    async def story(world: PairWorld) -> None:
+        await world.fill(8)
+        world.a.store.fail_next = Fails.BEFORE
+        with pytest.raises(StoreUnavailableError):
+            await world.a.cedes.step(B, 1)
+        await world.a.pools.drop_segment(world.a.segment)
+        assert await world.a.cedes.step(B, 1) == 0
+        assert not world.a.store.tables[Table.SEGMENT]
+
+    run(story)
+
+
+@pytest.mark.parametrize("fails", Fails)
 def test_a_window_that_was_perhaps_held_is_not_answered(fails):
     async def story(world: PairWorld) -> None:
         await world.fill(8)

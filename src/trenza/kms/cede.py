@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from trenza.base.errors import RefusedError, RemoteProtocolError, UnavailableError
@@ -41,7 +41,8 @@ class _Asked:
     first: int
     count: int
     lives: tuple[bytes, bytes]  # of this node and the peer; an answer counts in these alone
-    since: Seconds
+    since: Seconds  # of the first question, or of the giving up
+    is_durable: bool = False  # until then the peer is not asked
 
     def is_answered_by(self, grant: WindowGrant) -> bool:
         return (grant.segment, grant.first, grant.count) == (self.segment.id, self.first, self.count)
@@ -71,7 +72,8 @@ class Cedes:
             The slots that this node can issue now and could not before.
 
         Raises:
-            TrenzaError: not now; what was given up is asked for again at the next step, for some time.
+            TrenzaError: not now; what was given up is asked for again at the next step, for some time from the first
+                question on.
         """
         async with self._asking[peer]:
             self._ctx.session(peer)
@@ -79,12 +81,14 @@ class Cedes:
             for asked in list(self._asked[peer]):
                 won += await self._ask(peer, asked)
             for surplus in self._demand.surplus(peer, wanted=wanted):
-                for asked in await self._give_up(peer, surplus):
+                given_up = self._give_up(peer, surplus)
+                await self._make_durable(peer, given_up)
+                for asked in given_up:
                     won += await self._ask(peer, asked)
             return won
 
-    async def _give_up(self, peer: NodeId, surplus: Surplus) -> list[_Asked]:
-        """Take slots out of what may be granted, from the upper end, durably: from here on they are nobody's."""
+    def _give_up(self, peer: NodeId, surplus: Surplus) -> list[_Asked]:
+        """Take slots out of what may be granted, from the upper end: from here on they are nobody's."""
         session = self._ctx.session(peer)
         missing = surplus.slots
         given_up: list[_Asked] = []
@@ -98,18 +102,33 @@ class Cedes:
                 missing -= count
                 now = self._ctx.clock.elapsed()
                 given_up.append(_Asked(segment, first, count, _lives(session), now))
-        if not given_up:
-            return []
-        changed = {asked.segment.id: segment_row(asked.segment) for asked in given_up}
-        await self._ctx.store.commit(list(changed.values()))
         for asked in given_up:
             asked.segment.users += 1  # it is not tidied away while its slots are nobody's
             self._asked[peer].append(asked)
         return given_up
 
+    async def _make_durable(self, peer: NodeId, given_up: Sequence[_Asked]) -> None:
+        """Give slots up durably. If that seems to fail nothing is lost: nobody was asked; the next step tries again.
+
+        Raises:
+            StoreUnavailableError: not now.
+        """
+        if not given_up:
+            return
+        changed = {asked.segment.id: segment_row(asked.segment) for asked in given_up}
+        await self._ctx.store.commit(list(changed.values()))
+        lives, now = _lives(self._ctx.session(peer)), self._ctx.clock.elapsed()
+        for asked in given_up:
+            asked.lives, asked.since, asked.is_durable = lives, now, True
+
     async def _ask(self, peer: NodeId, asked: _Asked) -> int:
         """Ask the peer to hold what was given up, and take it over; return the slots of the new window."""
         ctx = self._ctx
+        if not asked.is_durable:
+            if self._pools.pair(peer).segments.get(asked.segment.id) is not asked.segment:
+                self._settle(peer, asked, lost=False)  # it was dropped, and its row must not come back
+                return 0
+            await self._make_durable(peer, [asked])
         session = ctx.session(peer)
         patience = 4 * ctx.settings.call_timeout
         if asked.lives != _lives(session) or ctx.clock.elapsed() - asked.since > patience:
