@@ -48,16 +48,31 @@ class IdKeyRing:
         self._ctx = ctx
         self._sets: dict[NodeId, list[IdKeySet]] = {}
         self._issues_under: dict[NodeId, bytes] = {}  # the session whose keys seal what is issued now
+        self.unreadable: set[tuple[NodeId, bytes]] = set()
+        """Sessions whose ID keys are there and cannot be opened: the store and the keyring are not of one time."""
 
     async def load(self) -> None:
-        """Read the keys of earlier sessions, under which keys may still be fetched."""
+        """Read the keys of earlier sessions, under which keys may still be fetched.
+
+        Those that cannot be opened cost the keys that they sealed the IDs of, and nothing else.
+
+        Raises:
+            StoreUnavailableError: not now.
+        """
         for key, value in await self._ctx.store.scan(Table.SESSION, _ROW):
             peer, session = rows.split_peer(key[len(_ROW) :])
             row = rows.decode(value, rows.IdKeysRow)
             if (known := self._find(peer, session)) is not None:
                 known.retired = row.retired
                 continue
-            secret = await self._ctx.sealer.unseal(row.keys.sealed, associated=self._associated(peer, session))
+            try:
+                secret = await self._ctx.sealer.unseal(row.keys.sealed, associated=self._associated(peer, session))
+            except AuthenticationError:
+                if (peer, session) not in self.unreadable:
+                    self._ctx.counters["id_keys_unreadable"] += 1
+                self.unreadable.add((peer, session))
+                continue
+            self.unreadable.discard((peer, session))
             parts = [bytes(secret.view()[32 * i : 32 * (i + 1)]) for i in range(4)]
             secret.wipe()
             mine, theirs = IdKeys(parts[0], parts[1]), IdKeys(parts[2], parts[3])

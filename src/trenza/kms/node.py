@@ -166,6 +166,11 @@ class Node:
         await self.load_book(signed)
         await self.exchanges.load()
         await self.id_keys.load()
+        if lost := len(self.id_keys.unreadable):
+            self.troubles["id keys"] = (
+                f"the ID keys of {lost} past sessions cannot be opened: keys issued in them can neither be fetched "
+                "nor explained; were the store and the keyring restored from different times?"
+            )
         if self.ctx.shared is None:  # the last batch of another instance may still be on its way
             await self.journal.load()
         else:
