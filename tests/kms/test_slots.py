@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from uuid import UUID
 
 import msgspec
 import pytest
 from tests.kms.pair_world import A, B, PairWorld, a_book, lived
 
-from trenza.base.errors import UnavailableError
+from trenza.base.errors import UnavailableError, UnknownKeyError
 from trenza.base.names import SaeId
 from trenza.base.units import Bits
 from trenza.core.keyid import IdKeys, KeyAddress, seal_key_id
 from trenza.core.policy import Policy, Rule, SaeEntry
+from trenza.core.provenance import DoubtfulRecord
 from trenza.core.recipe import HYBRID_CATKDF
 from trenza.kms.id_keys import IdKeyRing, IdKeySet
 from trenza.kms.journal import Journal
@@ -127,5 +129,97 @@ def test_when_one_of_several_keys_cannot_be_made_the_others_are_wiped(monkeypatc
             await slots.deliver(found, tls_group="")
         assert len(made) == 1
         assert not any(made[0].key.view())
+
+    lived(story)
+
+
+class Fetch:
+    """One key that B has issued, found at A and about to be delivered."""
+
+    def __init__(self, world: PairWorld, journal: Journal) -> None:
+        self.store, self.journal, self.world = world.a.store, journal, world
+        self.slots = Slots(world.a.ctx, id_keys=IdKeyRing(world.a.ctx), pools=world.a.pools, journal=journal)
+        book = world.a.ctx.book
+        self.pair = Pair(book.sae_by_name[SaeId("B1")], book.sae_by_name[SaeId("A1")], book.policies[0])
+        (self.window,) = world.a.pair.held.values()
+
+    def found(self) -> Found:
+        assert self.window.reserve(range(3, 4))
+        return Found(UUID(int=1), Till(self.pair, HYBRID_CATKDF, Bits(256), self.window, self.journal), 3)
+
+    def doubts(self) -> list[DoubtfulRecord]:
+        return [
+            msgspec.msgpack.decode(one.body, type=DoubtfulRecord)
+            for one in self.store.ledger
+            if one.kind == "doubtful"
+        ]
+
+    async def given_up_during_its_commit(self) -> None:
+        """Deliver, and end the request when the mark is durable and nothing has left."""
+        durable = asyncio.Event()
+
+        async def then_wait(_changes: object) -> None:
+            durable.set()
+            await asyncio.Event().wait()
+
+        self.store.on_commit = then_wait
+        request = asyncio.create_task(self.slots.deliver([self.found()], tls_group=""))
+        await durable.wait()
+        self.store.on_commit = None
+        request.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await request
+
+
+def test_a_delivery_that_is_given_up_during_its_commit_is_doubtful() -> None:
+    async def story(world: PairWorld) -> None:
+        await world.fill(8, strands=b"s")
+        await world.b.get_window(8)
+        fetch = Fetch(world, Journal(world.a.ctx))
+        await fetch.given_up_during_its_commit()
+        assert world.a.ctx.counters["keys_doubtful"] == 1
+        assert not fetch.window.reserve(range(3, 4))  # nobody gets it in this life
+        await fetch.journal.flush()
+        (doubt,) = fetch.doubts()
+        assert (doubt.deed, doubt.peer, doubt.window, doubt.slots) == ("delivered", B, 0, {3})
+        await world.a.restart()
+        assert len(fetch.doubts()) == 1  # and the next life need not say so again
+
+    lived(story)
+
+
+def test_where_instances_share_the_store_it_says_whether_a_delivery_that_was_given_up_is_done() -> None:
+    async def story(world: PairWorld) -> None:
+        await world.fill(8, strands=b"s")
+        await world.b.get_window(8)
+        world.a.ctx.shared = world.a.store  # type: ignore[assignment]  # that it is shared is all that is asked
+        fetch = Fetch(world, Journal(world.a.ctx))
+        await fetch.given_up_during_its_commit()
+        with pytest.raises(UnknownKeyError):  # asked for again, wherever: the mark is there
+            await fetch.slots.deliver([fetch.found()], tls_group="")
+        await fetch.journal.flush()
+        assert [doubt.slots for doubt in fetch.doubts()] == [{3}]
+
+    lived(story)
+
+
+def test_a_key_whose_strands_are_gone_when_its_delivery_is_durable_is_doubtful() -> None:
+    async def story(world: PairWorld) -> None:
+        await world.fill(8, strands=b"s")
+        await world.b.get_window(8)
+        journal = Journal(world.a.ctx)
+        fetch = Fetch(world, journal)
+        found, commit = fetch.found(), world.a.store.commit
+
+        async def then_drop(changes) -> None:
+            world.a.store.commit = commit  # type: ignore[method-assign]
+            await commit(changes)
+            await world.a.pools.drop_segment(world.a.segment)
+
+        world.a.store.commit = then_drop  # type: ignore[method-assign]
+        with pytest.raises(UnavailableError):
+            await fetch.slots.deliver([found], tls_group="")
+        await journal.flush()
+        assert [doubt.slots for doubt in fetch.doubts()] == [{3}]
 
     lived(story)

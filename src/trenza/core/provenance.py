@@ -137,9 +137,10 @@ class KeyRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DoubtfulRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Slots given up for keys of which no record was made: a crash came first. They may have become keys or not.
+    """Slots given up for keys of which no record was made. They may have become keys or not.
 
-    Written by the next start. What protected such a key is not in doubt: that is the segment's record.
+    Written by the start after a crash, and where a delivery was given up before it was known to be durable. What
+    protected such a key is not in doubt: that is the segment's record.
     """
 
     version: int

@@ -92,6 +92,7 @@ class Journal:
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
         self._noted: list[Page] = []
+        self._doubts: list[DoubtfulRecord] = []
         self._pages: dict[Heading, Page] = {}  # those of the batch to come; a hostile client can make many
         self._pending = 0  # keys noted that are not known to be durable
         self._batch: _Batch | None = None  # handed to the store, and not known to be durable
@@ -109,6 +110,12 @@ class Journal:
         if page is None:
             page = self._pages[heading] = Page(self, heading)
         return page
+
+    def doubt(self, record: DoubtfulRecord) -> None:
+        """Note that nobody here will learn what became of these slots."""
+        self._doubts.append(record)
+        self._pending += len(record.slots)
+        self._has_notes.set()
 
     def refuse_if_full(self) -> None:
         """Raise UnavailableError while so much is unrecorded that nothing may be added."""
@@ -164,7 +171,7 @@ class Journal:
                 await self._write(self._batch)
             self._has_notes.clear()
             self._is_large.clear()
-            if self._noted:
+            if self._noted or self._doubts:
                 self._batch = self._cut()
                 await self._write(self._batch)
 
@@ -174,7 +181,8 @@ class Journal:
         Raises:
             StoreUnavailableError: as `flush`.
         """
-        if self._batch is not None or any(page.heading.segment == segment for page in self._noted):
+        noted = any(page.heading.segment == segment for page in self._noted)
+        if noted or self._batch is not None or any(record.segment == segment for record in self._doubts):
             await self.flush()
 
     def _cut(self) -> _Batch:
@@ -189,6 +197,9 @@ class Journal:
         self._pages.clear()  # whoever has kept one goes on noting on it
         keys = sum(len(page.slots) for page in noted)
         changes += self._entries(noted)
+        doubts, self._doubts = self._doubts, []
+        changes += [doubtful_entry(self._ctx.clock.now(), record) for record in doubts]
+        keys += sum(len(record.slots) for record in doubts)
         for page in noted:
             page.slots, page.times = [], []
         return _Batch(changes, keys)

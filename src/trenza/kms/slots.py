@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 from typing import Final, NamedTuple
 from uuid import UUID
 
-from trenza.base.errors import ConflictError, FencedError, TrenzaError, UnauthorisedError, UnknownKeyError
+from trenza.base.errors import ConflictError, FencedError, UnauthorisedError, UnknownKeyError
 from trenza.base.names import NodeId
 from trenza.base.secret import Secret
 from trenza.base.units import NANOSECONDS_PER_SECOND, Bits, Nanoseconds, Seconds, nanoseconds
@@ -34,6 +34,7 @@ from trenza.core.keyid import (
 )
 from trenza.core.plan import KeyPlan
 from trenza.core.policy import Book, Policy, SaeEntry
+from trenza.core.provenance import FORMAT_VERSION, DoubtfulRecord
 from trenza.core.recipe import Recipe, recipe_of_code
 from trenza.core.segment import OpenSegment, SegmentFacts
 from trenza.core.strand import Origin
@@ -296,7 +297,8 @@ class Slots:
 
         Raises:
             UnknownKeyError: one was delivered before, as the store knows.
-            StoreUnavailableError: the outcome is unknown; the keys are burnt.
+            StoreUnavailableError: the outcome is unknown, as it is for who stops waiting; the keys are burnt in this
+                life, or the store knows where instances share it.
             UnavailableError: the store takes no records; nothing is burnt.
         """
         if self._journal.is_full:
@@ -319,11 +321,13 @@ class Slots:
             except ConflictError:  # nothing was written: what another instance has not delivered is still there
                 self.release(found)
                 raise UnknownKeyError("one or more keys specified are not found on KME") from None
-            except TrenzaError as error:
-                if self._ctx.shared is not None or isinstance(error, FencedError):
+            except FencedError:  # nor here
+                self.release(found)
+                raise
+            except BaseException:  # also who asked may be gone, or have waited too long: the commit goes on
+                self._doubt(found)
+                if self._ctx.shared is not None:
                     self.release(found)  # whoever asks again learns from the store whether it was written
-                    raise
-                self._ctx.counters["keys_doubtful"] += len(found)
                 raise
             for one in found:
                 held.settle(one.window)
@@ -332,10 +336,21 @@ class Slots:
                 for one in found:
                     keys.append(await self._made(peer, one, tls_group))  # noqa: PERF401 - a part is wiped
             except BaseException:
+                self._doubt(found[len(keys) :])
                 for key in keys:
                     key.key.wipe()
                 raise
             return keys
+
+    def _doubt(self, found: Sequence[Found]) -> None:
+        """Record that these keys may be marked as delivered, by a commit whose outcome nobody waits for."""
+        self._ctx.counters["keys_doubtful"] += len(found)
+        for one in found:
+            record, peer = one.window.facts.record, one.till.pair.initiator.node
+            ranges = ((one.slot, one.till.slots),)
+            self._journal.doubt(
+                DoubtfulRecord(FORMAT_VERSION, "delivered", record.segment, peer, one.window.number, ranges)
+            )
 
     async def _made(self, peer: NodeId, one: Found, tls_group: str) -> DeliveredKey:
         segment = await self._pools.opened(peer, one.window.facts.record.segment)
