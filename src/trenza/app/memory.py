@@ -18,6 +18,7 @@ from trenza.adapters.sqlite import LOCK_NAME, SqliteStore
 from trenza.app.config import DatabaseConfig, NodeConfig
 from trenza.app.keeping import GroupAnchor, handles_in_use, place_of
 from trenza.app.node_key import open_node_key
+from trenza.app.seat import Seat
 from trenza.base.clock import Clock
 from trenza.base.entropy import Entropy
 from trenza.base.errors import FencedError
@@ -98,13 +99,18 @@ class Database:
         """Find the database and make its tables if they are not there; `stack` closes what was opened.
 
         Raises:
-            StoreUnavailableError: no driver, no answer, or a server that would forget what it acknowledged.
+            StoreUnavailableError: no driver, no answer, a server that would forget what it acknowledged, or another
+                process has this instance's anchor.
             InvalidDocumentError: its address, or the schema, is not acceptable.
             AuthenticationError: another node key than that of the instances before.
         """
         from trenza.adapters.postgres import PostgresStore
 
         found = cls(config, settings_of(config.name, config.database), clock, entropy)
+        seat = Seat(config.anchor)
+        stack.callback(seat.leave)
+        if (former := seat.take(found.lease.life)) is not None:
+            found.lease.inherit(former)
         found._anchor = FileAnchor(config.anchor, boot_id=PERSISTENT)
         stack.callback(found._anchor.close)
         found._node_key = open_node_key(config, entropy)

@@ -213,6 +213,31 @@ async def test_a_restarted_process_of_the_same_name_waits_its_turn_and_then_fenc
 
 
 @story
+async def test_a_process_takes_over_at_once_from_one_that_it_knows_to_have_ended(memory, stack) -> None:
+    former, again = [await instance(memory, stack, "a") for _ in range(2)]
+    await former.lead()
+    led = former.lease.token
+    again.lease.inherit(b"another's life.")
+    assert not await again.lease.acquire()
+    again.lease.inherit(former.lease.life)
+    await again.lead()
+    assert again.lease.succeeded == led < again.lease.token
+    with pytest.raises(FencedError):  # and should the proof have been wrong, it costs time only
+        await former.store.commit([Put(WINDOW, b"w", b"")])
+
+
+@story
+async def test_where_others_serve_a_process_that_was_restarted_leaves_the_lead_to_whoever_comes_first(
+    memory, stack
+) -> None:
+    former, again, beside = [await instance(memory, stack, name) for name in "aab"]
+    await former.lead()
+    await beside.lease.look()
+    again.lease.inherit(former.lease.life)
+    assert not await again.lease.acquire()
+
+
+@story
 async def test_a_database_that_went_back_in_time_gives_no_token_twice(memory, stack) -> None:
     a, b = [await instance(memory, stack, name) for name in "ab"]
     await a.lead()

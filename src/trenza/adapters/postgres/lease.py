@@ -4,6 +4,8 @@ An instance that leads renews its lease; when it does not, for two seconds by th
 over. Each new lead gets a token that is larger than any before. The lease decides who *tries*; the token decides who
 *may*: every commit names the one it stands under, and is refused once another is in force (transaction.py). So a
 clock that jumps, a process that was frozen or a lease that ended unnoticed cost time, never a key issued twice.
+
+A process that follows another in the same place, and knows that one to have ended, need not wait for its lease.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ no token a second time."""
 _TAKE = f"""
 UPDATE lead SET token = {_GROWN}, reign = {_GROWN},
                 holder = $1, name = $2, until = clock_timestamp() + make_interval(secs => $3)
-WHERE holder IS NULL OR holder = $1 OR until <= clock_timestamp()
+WHERE holder IS NULL OR holder = $1 OR until <= clock_timestamp() OR (holder = $4 AND NOT EXISTS (
+    SELECT FROM instance WHERE life NOT IN ($1, $4) AND seen > clock_timestamp() - make_interval(secs => $3)
+))
 RETURNING token
 """  # noqa: S608 - our own words
 _SEEN = """
@@ -89,8 +93,10 @@ class Lease:
         self._line = Line(server, deadline=min(server.deadline, ttl))  # later an answer is of no use
         self._name = name
         self._clock = clock
-        self._life = bytes(entropy.token(_LIFE_BYTES))
         self._ttl = ttl
+        self._former = b""
+        self.life = bytes(entropy.token(_LIFE_BYTES))
+        """Names this process among all that ever had a claim."""
         self._until = Seconds(0)
         self.token = 0
         """Under which this instance leads; 0 if it does not."""
@@ -107,6 +113,13 @@ class Lease:
         """Until when, on `Clock.elapsed`, the lead is surely this instance's if it has it at all."""
         return self._until
 
+    def inherit(self, former: bytes) -> None:
+        """Take over at once what a process has left that is known to have ended, unless other instances are there.
+
+        They serve meanwhile and one of them takes over: a process that keeps ending must not keep the lead from them.
+        """
+        self._former = former
+
     async def acquire(self) -> bool:
         """Take the lead if nobody has it; `token` is then larger than any before.
 
@@ -120,7 +133,7 @@ class Lease:
             await self._note_seen(connection)
             await connection.execute(_FORGET, 360 * _SEEN_RECENTLY)
             former = await connection.fetchval("SELECT reign FROM lead")
-            token = await connection.fetchval(_TAKE, self._life, self._name, self._ttl)
+            token = await connection.fetchval(_TAKE, self.life, self._name, self._ttl, self._former)
         self.token, self.succeeded = token or 0, former
         self._until = Seconds(asked + self._ttl)
         return token is not None
@@ -134,7 +147,7 @@ class Lease:
         """
         asked = self._clock.elapsed()
         async with self._line.connection() as connection:
-            renewed = await connection.fetchval(_RENEW, self._life, self._name, self.token, self._ttl)
+            renewed = await connection.fetchval(_RENEW, self.life, self._name, self.token, self._ttl)
         if renewed is None:
             self.token = 0
             raise FencedError("another instance leads this node now")
@@ -149,13 +162,13 @@ class Lease:
         token, self.token = self.token, 0
         async with self._line.connection() as connection, connection.transaction():
             await connection.execute("SELECT 1 FROM store_state FOR UPDATE")
-            await connection.execute(_RELEASE, self._life, token)
+            await connection.execute(_RELEASE, self.life, token)
 
     async def look(self) -> Lead:
         """Say who leads, and note that this instance was here."""
         async with self._line.connection() as connection:
             await self._note_seen(connection)
-            row = await connection.fetchrow(_LOOK, self._life, _SEEN_RECENTLY)
+            row = await connection.fetchrow(_LOOK, self.life, _SEEN_RECENTLY)
         assert row is not None
         return Lead(
             token=row["token"],
@@ -170,4 +183,4 @@ class Lease:
         await self._line.close()
 
     async def _note_seen(self, connection: Connection[Record]) -> None:
-        await connection.execute(_SEEN, self._life, self._name)
+        await connection.execute(_SEEN, self.life, self._name)

@@ -130,8 +130,8 @@ class PostgresStore:
     async def place(self) -> bytes:
         """Return what names the place where the node lives while it leads, until the server is started anew.
 
-        At most one life at a time is here: whoever leads knows that the former lead's lease has ended. A copy of the
-        database, a promoted standby and another node's schema are other places.
+        At most one life at a time is here: whoever leads knows that the former lead's lease or process has ended. A
+        copy of the database, a promoted standby and another node's schema are other places.
         """
         self._check_open()
         started, identity = await self.reading.server_start(), self.server.identity.encode()
