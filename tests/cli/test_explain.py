@@ -81,6 +81,36 @@ def test_exposed_keys_are_listed_with_what_they_still_rest_on(network):
     assert [asked[3] for asked in network.asked] == [{"node": "Bob", "since": "2026-01-01T00:00:00Z"}] * 2
 
 
+def paged(node, query, _body):
+    """Two pages at Alice's, the second of which one must ask for as the first says; one, and that empty, at Bob's."""
+    answer = {"node": "Bob", "since": "", "until": "2026-02-01T00:00:00Z", "exposed": []}
+    if node == "Bob":
+        return answer
+    if "after" not in query:
+        return {**answer, "exposed": [exposed_keys(sequence=2)], "next": "7.9"}
+    assert (query["after"], query["until"]) == ("7.9", "2026-02-01T00:00:00Z")
+    return {**answer, "exposed": [exposed_keys(sequence=3, recipe="qkd-only")]}
+
+
+def test_exposed_keys_are_read_to_their_last_page(network):
+    network.answers[("*", "/v1/exposed")] = paged
+    assert [one["sequence"] for one in network.run_json("exposed", "Bob")["exposed"]] == [2, 3]
+    told = network.run("exposed", "Bob").stdout
+    assert "CLASSICAL + PQC" in told
+    assert "NOTHING" in told
+
+
+def test_a_list_of_exposed_keys_that_breaks_off_is_no_document(network):
+    def breaks_off(node, query, body):
+        return None if "after" in query else paged(node, query, body)
+
+    network.answers[("*", "/v1/exposed")] = breaks_off
+    result = network.run("exposed", "Bob", "--json")
+    assert result.exit_code == 1
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(result.stdout)
+
+
 def test_a_list_of_exposed_keys_that_may_lack_some_is_refused(network):
     network.answers[("Alice", "/v1/exposed")] = {"node": "Bob", "since": "", "until": "", "exposed": []}
     result = network.run("exposed", "Bob")

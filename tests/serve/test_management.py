@@ -228,7 +228,11 @@ def test_exposed_keys_are_asked_for_by_node_and_time(operator):
         status, told = await world.ask("/v1/exposed", "node=Bob&since=2026-01-01T00:00:00Z")
         assert status == 200
         assert (told["node"], told["since"], told["exposed"]) == ("Bob", "2026-01-01T00:00:00.000000Z", [])
+        assert told["next"] is None
         assert (await world.ask("/v1/exposed"))[0] == 400
+        assert (await world.ask("/v1/exposed", "node=Bob&after=3.4&limit=10"))[0] == 200
+        for after in ("3", "3.", "a.b", "-1.2"):
+            assert (await world.ask("/v1/exposed", f"node=Bob&after={after}"))[0] == 400
 
     tell(operator, story)
 

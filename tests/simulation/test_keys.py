@@ -213,7 +213,7 @@ def test_exposed_lists_exactly_the_keys_whose_strands_the_relay_saw() -> None:
         await asyncio.sleep(1.0)
         later = await issue(world, "A1", "C1")
         node = world.node("A")
-        exposed = await node.explain.exposed(NodeId("B"), since=start, until=end)
+        exposed = (await node.exposures.page(NodeId("B"), since=start, until=end)).found
         slots = {(one.segment.segment, slot) for one in exposed for slot in one.event.record.slots}
         assert len(slots) == 3
         for key in through:
@@ -222,7 +222,7 @@ def test_exposed_lists_exactly_the_keys_whose_strands_the_relay_saw() -> None:
         for key in (*direct, *plain, *later):
             told = await node.explain.key(key.key_id)
             assert not {(told.segment.segment, slot) for slot in told.events[0].record.slots} & slots
-        assert await world.node("A").explain.exposed(NodeId("C"), since=start, until=end) == []
+        assert not (await node.exposures.page(NodeId("C"), since=start, until=end)).found
         await world.stop_all()
 
     run(story())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Protocol, TypeAlias
 from uuid import UUID
 
 import click
@@ -12,7 +14,7 @@ import msgspec
 from trenza.base.errors import PeerUnavailableError, RefusedError, TrenzaError, UnknownKeyError
 from trenza.base.names import NodeId
 from trenza.cli import suggest
-from trenza.cli.doors import Doors
+from trenza.cli.doors import Doors, Query
 from trenza.cli.options import FindSite, json_option, network_options
 from trenza.cli.output import console, show_json, table
 from trenza.cli.records import UseTold, told
@@ -21,6 +23,9 @@ from trenza.cli.story import told_of
 from trenza.core.recipe import recipe_named
 from trenza.core.strand import Origin
 from trenza.wire.management import ExposedKeys, Exposure, KeyStatement
+
+Told: TypeAlias = tuple[NodeId, ExposedKeys]
+"""Keys, and the node whose ledger tells of them."""
 
 
 @click.command()
@@ -55,18 +60,7 @@ def exposed(node: str, since: str | None, until: str | None, find_site: FindSite
     so the list says what each key still rests on.
     """
     within = _moment(since, "--since"), _moment(until, "--until")
-    found, pruned = asyncio.run(_exposed(find_site(), node, *within))
-    if as_json:
-        told_by = [{"told_by": teller, **msgspec.to_builtins(one)} for teller, one in found]
-        show_json({"node": node, "exposed": told_by, "pruned_until": pruned})
-        return
-    for teller, moment in pruned.items():
-        click.echo(f"{teller} has pruned its records of before {moment}: what is older is in its archives only.")
-    if not found:
-        click.echo(f"No key's QKD bits crossed {node} in that time.")
-        return
-    columns = ("told by", "what", "when", "between", "recipe", "keys ", "still rests on")
-    console().print(table(columns, [_row(teller, one) for teller, one in found]))
+    asyncio.run(_show_exposed(find_site(), node, *within, show=_AsJson(node) if as_json else _AsTables(node)))
 
 
 async def _statements(site: Site, key_id: UUID) -> list[KeyStatement]:
@@ -83,23 +77,91 @@ async def _statements(site: Site, key_id: UUID) -> list[KeyStatement]:
     raise UnknownKeyError("; ".join([why, *(one for one in refusals if "pruned" in one)]))
 
 
-async def _exposed(
-    site: Site, node: str, since: str | None, until: str | None
-) -> tuple[list[tuple[NodeId, ExposedKeys]], dict[NodeId, str]]:
-    """Return what was exposed, and which nodes no longer know all of that time."""
+class _Shows(Protocol):
+    """Prints what was exposed while it comes: there may be more of it than fits into memory."""
+
+    def begin(self, pruned: Mapping[NodeId, str]) -> None:
+        """Say which nodes no longer know all of that time."""
+
+    def add(self, keys: Sequence[Told]) -> None:
+        """Show some more."""
+
+    def end(self) -> None:
+        """Say that this was all."""
+
+
+class _AsTables:
+    """For people: one table, as long as every node's answer is one page."""
+
+    def __init__(self, node: str) -> None:
+        self._node = node
+        self._any = False
+
+    def begin(self, pruned: Mapping[NodeId, str]) -> None:
+        for teller, moment in pruned.items():
+            click.echo(f"{teller} has pruned its records of before {moment}: what is older is in its archives only.")
+
+    def add(self, keys: Sequence[Told]) -> None:
+        if not keys:
+            return
+        self._any = True
+        columns = ("told by", "what", "when", "between", "recipe", "keys ", "still rests on")
+        console().print(table(columns, [_row(teller, one) for teller, one in keys]))
+
+    def end(self) -> None:
+        if not self._any:
+            click.echo(f"No key's QKD bits crossed {self._node} in that time.")
+
+
+class _AsJson:
+    """For programs: one document, which is not whole unless all of it was told."""
+
+    def __init__(self, node: str) -> None:
+        self._node = node
+        self._pruned: Mapping[NodeId, str] = {}
+        self._separator = ""
+
+    def begin(self, pruned: Mapping[NodeId, str]) -> None:
+        self._pruned = pruned
+        click.echo(f'{{"node": {_json(self._node)}, "exposed": [', nl=False)
+
+    def add(self, keys: Sequence[Told]) -> None:
+        for teller, one in keys:
+            told_by = {"told_by": teller, **msgspec.to_builtins(one)}
+            click.echo(f"{self._separator}\n{_json(told_by)}", nl=False)
+            self._separator = ","
+
+    def end(self) -> None:
+        click.echo(f'\n], "pruned_until": {_json(self._pruned)}}}')
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+async def _show_exposed(site: Site, node: str, since: str | None, until: str | None, *, show: _Shows) -> None:
+    """Ask every node, then page by page those that have more to tell.
+
+    Raises:
+        TrenzaError: a node did not answer. A list that may lack keys is worse than none: nothing is shown, or it does
+            not end as a whole one does.
+    """
     async with Doors(site.ready()) as doors:
-        relay = doors.check(node)
-        query = {"node": relay, "since": since, "until": until}
-        answers = await doors.ask_all("/v1/exposed", Exposure, query=query)
-    found: list[tuple[NodeId, ExposedKeys]] = []
-    pruned: dict[NodeId, str] = {}
-    for teller, answer in answers.items():
-        if isinstance(answer, TrenzaError):
-            raise answer  # a list that may lack keys is worse than none
-        found += [(teller, one) for one in answer.exposed]
-        if answer.pruned_until is not None:
-            pruned[teller] = answer.pruned_until
-    return sorted(found, key=lambda pair: (pair[1].time, pair[0], pair[1].sequence)), pruned
+        query: Query = {"node": doors.check(node), "since": since, "until": until}
+        answers: dict[NodeId, Exposure] = {}
+        for teller, answer in (await doors.ask_all("/v1/exposed", Exposure, query=query)).items():
+            if isinstance(answer, TrenzaError):
+                raise answer
+            answers[teller] = answer
+        show.begin({teller: one.pruned_until for teller, one in answers.items() if one.pruned_until is not None})
+        first = [(teller, one) for teller, answer in answers.items() for one in answer.exposed]
+        show.add(sorted(first, key=lambda pair: (pair[1].time, pair[0], pair[1].sequence)))
+        for teller, answer in answers.items():
+            within, page = {**query, "until": until or answer.until}, answer
+            while page.next is not None:
+                page = await doors.ask(teller, "/v1/exposed", Exposure, query={**within, "after": page.next})
+                show.add([(teller, one) for one in page.exposed])
+        show.end()
 
 
 def _row(teller: NodeId, one: ExposedKeys) -> tuple[object, ...]:

@@ -1,4 +1,4 @@
-"""What protected this key, and which keys did that node see: reading provenance back (decision 4).
+"""What protected this key: reading provenance back (decision 4). Which keys a node saw: kms.exposed.
 
 Answers come from what the derivation consumed: the segment's record, whose digest is bound into the key, and the
 key's own ledger entries. For auditors; applications are told less.
@@ -6,7 +6,6 @@ key's own ledger entries. For auditors; applications are told less.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 from uuid import UUID
@@ -22,7 +21,7 @@ from trenza.core.provenance import DoubtfulRecord, KeyRecord, SegmentRecord, Wra
 from trenza.core.recipe import recipe_of_code
 from trenza.kms.context import Context
 from trenza.kms.id_keys import IdKeyRing
-from trenza.kms.journal import SPAN, Journal, window_term
+from trenza.kms.journal import Journal, window_term
 from trenza.kms.ports import LedgerEntry, LedgerQuery
 from trenza.kms.retention import Retention
 from trenza.kms.slots import Owner, Slots
@@ -60,14 +59,6 @@ class Explanation:
     segment_digest: bytes
     braids: tuple[UUID, ...] = ()  # the keys that carried it to its targets; each can be explained by itself
     issuer: NodeId | None = None  # which of the two issued it: slots change direction, so the segment does not say
-
-
-@dataclass(frozen=True, slots=True)
-class Exposed:
-    """Keys of one window whose strands a node saw."""
-
-    event: KeyEvent
-    segment: SegmentRecord
 
 
 class Explain:
@@ -191,22 +182,6 @@ class Explain:
         braids = tuple(UUID(bytes=braid) for record in records for braid in record.braids)
         return Explanation(key_id, self._ctx.name, first.recipe, first.size, events, None, b"", braids)
 
-    async def exposed(self, node: NodeId, *, since: Nanoseconds, until: Nanoseconds) -> list[Exposed]:
-        """Return the keys issued or delivered here in a time whose QKD strands `node` saw as a relay."""
-        await self._journal.flush()
-        found: list[Exposed] = []
-        for entry in await self._all(LedgerQuery(term=f"node:{node}", kind="segment")):
-            segment = SegmentRecord.decode(entry.body)
-            if node not in segment.known_to:
-                continue
-            term = f"segment:{segment.segment.hex()}"
-            earliest = Nanoseconds(max(0, since - SPAN))  # an entry has the time of its first key
-            uses = await self._all(LedgerQuery(term=term, since=earliest, until=until))
-            doubts = await self._all(LedgerQuery(term=term, kind="doubtful", since=since))  # written after the time
-            for used in {entry.sequence: entry for entry in (*uses, *doubts)}.values():
-                found += [Exposed(event, segment) for event in _events_within(used, segment.segment, since, until)]
-        return sorted(found, key=lambda one: one.event.sequence)
-
     async def _all(self, query: LedgerQuery) -> list[LedgerEntry]:
         """Return every entry that matches, however many there are."""
         found: list[LedgerEntry] = []
@@ -222,17 +197,3 @@ def _of_slot(entry: LedgerEntry, record: KeyRecord, slot: int) -> tuple[LedgerEn
     """Return of an entry for many keys what it says of the one whose first slot is `slot`, with that key's time."""
     index = record.slots.index(slot)
     return replace(entry, time=record.time_of(index, entry.time)), record.only([index])
-
-
-def _events_within(entry: LedgerEntry, segment: bytes, since: Nanoseconds, until: Nanoseconds) -> Iterator[KeyEvent]:
-    """Return what an entry says of the keys that a segment's slots became in a time: one event for keys alike."""
-    if entry.kind == "segment":
-        return
-    if entry.kind == "doubtful":  # of the time before its own; to leave it out would hide keys
-        record = msgspec.msgpack.decode(entry.body, type=DoubtfulRecord)
-        yield Doubt(entry.kind, entry.time, entry.sequence, record)
-        return
-    for used in decode_key_records(entry.body, segment=segment):
-        within = [index for index in range(len(used.slots)) if since <= used.time_of(index, entry.time) <= until]
-        if within:
-            yield KeyEvent(entry.kind, used.time_of(within[0], entry.time), entry.sequence, used.only(within))

@@ -32,6 +32,7 @@ from trenza.kms.deliver import Delivery
 from trenza.kms.demand import Demand
 from trenza.kms.exchange import Exchanges
 from trenza.kms.explain import Explain
+from trenza.kms.exposed import Exposures
 from trenza.kms.fill import Fill
 from trenza.kms.id_keys import IdKeyRing, lifetime_of
 from trenza.kms.ingest import Ingest
@@ -145,6 +146,7 @@ class Node:
         self.explain = Explain(
             ctx, id_keys=self.id_keys, slots=self.slots, journal=self.journal, retention=self.retention
         )
+        self.exposures = Exposures(ctx, journal=self.journal)
         self.sessions.on_new_life = self._drop_all
         self.issuing.on_low = self._restock
         self.issuing.on_short = self._refill

@@ -16,7 +16,8 @@ from trenza.core.chain import Checkpoint
 from trenza.core.pads import UNIT_BYTES
 from trenza.core.provenance import SegmentRecord
 from trenza.kms.context import LinkEnd
-from trenza.kms.explain import Explanation, Exposed
+from trenza.kms.explain import Explanation
+from trenza.kms.exposed import Exposed, Page
 from trenza.kms.node import Node
 from trenza.kms.ports import ChainHead, LedgerEntry
 from trenza.net.rpc_frames import MessageCounters
@@ -174,13 +175,14 @@ def exposure(
     node: NodeId,
     since: Nanoseconds,
     until: Nanoseconds,
-    found: Iterable[Exposed],
+    page: Page,
     *,
     pruned_until: Nanoseconds | None,
 ) -> wire.Exposure:
-    """Return which keys a node exposed in a time, as far as the records of then are still there."""
+    """Return which keys a node exposed in a time, as far as the records of then are still there: one page."""
     gap = None if pruned_until is None or pruned_until <= since else rfc3339(pruned_until)
-    return wire.Exposure(node, rfc3339(since), rfc3339(until), tuple(_exposed(one) for one in found), gap)
+    after = None if page.next is None else ".".join(map(str, page.next))
+    return wire.Exposure(node, rfc3339(since), rfc3339(until), tuple(map(_exposed, page.found)), gap, after)
 
 
 def _exposed(one: Exposed) -> wire.ExposedKeys:

@@ -30,6 +30,7 @@ from trenza.base.errors import (
 from trenza.base.names import NodeId
 from trenza.base.units import Nanoseconds, Seconds
 from trenza.core.policy import SignedBook
+from trenza.kms.exposed import MOST_KEYS, START, Place
 from trenza.kms.node import Node
 from trenza.kms.ports import LedgerQuery
 from trenza.net.http import JSON, Request, Response
@@ -156,9 +157,9 @@ class ManagementDoor:
         node = NodeId(query["node"])
         since, until = _moment(query, "since") or Nanoseconds(0), _moment(query, "until")
         last = self._node.ctx.clock.now() if until is None else until
-        explain = self._node.explain
-        found = await explain.exposed(node, since=since, until=last)
-        return views.exposure(node, since, last, found, pruned_until=await explain.pruned_until())
+        most = min(max(_number(query, "limit", MOST_KEYS), 1), MOST_KEYS)
+        page = await self._node.exposures.page(node, since=since, until=last, after=_place(query), most_keys=most)
+        return views.exposure(node, since, last, page, pruned_until=await self._node.explain.pruned_until())
 
     async def _ledger(self, query: Query) -> wire.Entries:
         await self._node.journal.flush()  # the ledger as it stands has what is noted until now
@@ -197,6 +198,17 @@ def _number(query: Query, name: str, default: int) -> int:
     if not _NUMBER.fullmatch(text):
         raise InvalidRequestError(f"{name} is a whole number")
     return int(text)
+
+
+def _place(query: Query) -> Place:
+    """Return where the page before ended, as it said; the beginning where there was none."""
+    text = query.get("after")
+    if text is None:
+        return START
+    segment, dot, entry = text.partition(".")
+    if not (dot and _NUMBER.fullmatch(segment) and _NUMBER.fullmatch(entry)):
+        raise InvalidRequestError("after is what the page before had as next")
+    return Place(int(segment), int(entry))
 
 
 def _moment(query: Query, name: str) -> Nanoseconds | None:

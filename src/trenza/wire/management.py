@@ -198,13 +198,14 @@ class ExposedKeys(msgspec.Struct, frozen=True):
 
 
 class Exposure(msgspec.Struct, frozen=True):
-    """GET /v1/exposed."""
+    """GET /v1/exposed: a page."""
 
     node: str
     since: str
     until: str
     exposed: tuple[ExposedKeys, ...]
     pruned_until: str | None = None  # records of before were pruned, and part of the time lies there: keys may lack
+    next: str | None = None  # ask again with `after` for the next page; None: this was the last
 
 
 class BookTaken(msgspec.Struct, frozen=True):
