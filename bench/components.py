@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from uuid import UUID
 
 import measure
 import msgspec
@@ -24,7 +25,16 @@ from trenza.base.units import Bits, Nanoseconds
 from trenza.core.binding import DIGEST_BYTES, BindingInfo
 from trenza.core.combine import combine
 from trenza.core.key_records import encode_key_records
-from trenza.core.keyid import IdKeys, KeyAddress, pair_binding, pair_handle, read_key_id, seal_key_id, verify_key_id
+from trenza.core.keyid import (
+    IdKeys,
+    IdMacs,
+    KeyAddress,
+    KeyIdSeal,
+    pair_binding,
+    pair_handle,
+    read_key_id,
+    verify_key_id,
+)
 from trenza.core.provenance import KEY_RECORD_VERSION, KeyRecord
 from trenza.core.recipe import HYBRID_CATKDF, HYBRID_CATKDF_KMAC, ITS, Recipe
 from trenza.core.strand import STRAND_BYTES, TRANSCRIPT_BYTES, Bundle, Transcript
@@ -41,7 +51,8 @@ DIGEST = bytes(DIGEST_BYTES)
 BINDING = pair_binding(ALICE, BOB, SAE_A, SAE_B, policy_digest=DIGEST)
 KEYS = IdKeys(secrets.token_bytes(32), secrets.token_bytes(32))
 ADDRESS = KeyAddress(5, 77, pair_handle(SAE_A, SAE_B), SIZE, HYBRID_CATKDF.code)
-KEY_ID = seal_key_id(ADDRESS, KEYS, binding=BINDING)
+SEAL = KeyIdSeal(IdMacs(KEYS), BINDING)
+KEY_ID = UUID(int=SEAL.of(ADDRESS.pack()))
 TRANSCRIPT = Transcript(secrets.token_bytes(TRANSCRIPT_BYTES), secrets.token_bytes(TRANSCRIPT_BYTES))
 RECORD = KeyRecord(
     version=KEY_RECORD_VERSION,
@@ -106,7 +117,7 @@ PARTS: dict[str, Callable[[], object]] = {
     "braid, hybrid-catkdf (HKDF-SHA384)": braid(HYBRID_CATKDF),
     "braid, hybrid-catkdf-kmac (KMAC256)": braid(HYBRID_CATKDF_KMAC),
     "braid, its (one-time pad under a CatKDF)": braid(ITS),
-    "key ID sealed": lambda: seal_key_id(ADDRESS, KEYS, binding=BINDING),
+    "key ID sealed": lambda: SEAL.of(ADDRESS.pack()),
     "key ID read and verified": find_key_id,
     "ledger records encoded, of 256 pairs": lambda: encode_key_records(RECORDS),
     "path read": lambda: etsi014.route("/api/v1/keys/sae-bob/enc_keys"),

@@ -15,11 +15,11 @@ import msgspec
 import pytest
 import uvloop
 from cryptography import x509
+from tests.e2e.product import Process
 
 from trenza.app.network import Network
 from trenza.app.pki import CertificateAuthority, load_officer_key, node_uri
 from trenza.app.scenario import load_scenario
-from trenza.app.serve import serve_devices, serve_node
 from trenza.base.errors import UnavailableError
 from trenza.core.policy import SignedBook, bytes_to_sign, message_of
 from trenza.net.http_client import HttpClient
@@ -304,26 +304,37 @@ def test_a_certificate_that_the_book_revokes_opens_no_door_any_more(state):
     run(story())
 
 
-def test_each_node_and_the_devices_run_alone_from_the_same_files(state):
-    async def story():
+def test_each_node_and_the_devices_run_alone_from_the_same_files(state, tmp_path):
+    async def begin():
         async with running(state) as (_, ready):
-            pass  # the files stay
-        stop = asyncio.Event()
-        said = []
-        async with asyncio.TaskGroup() as group:
-            group.create_task(serve_devices(state / "devices.toml", stop, ready=said.append))
-            for node in ("Alice", "Bob"):
-                group.create_task(serve_node(state / "nodes" / node / "config.toml", stop, ready=said.append))
-            await until(lambda: len(said) == 3)
-            path = "/api/v1/keys/sae-bob/enc_keys"
-            while (await asyncio.to_thread(ask_as, ready, "sae-alice", path))[0] == 503:  # noqa: ASYNC110
-                await asyncio.sleep(0.05)  # the nodes meet again
-            assert (await ask_operator(ready, "Alice", "/v1/health"))[0] == 200
-            _, here, there = await fetch_pair(ready)
-            assert here["key"] == there["key"]
-            stop.set()
+            return ready  # the files stay
 
-    run(story())
+    async def use(ready):
+        path = "/api/v1/keys/sae-bob/enc_keys"
+        while await asks_in_vain(ready, path):  # noqa: ASYNC110 - other processes bring it about
+            await asyncio.sleep(0.05)  # the processes start, and the nodes meet again
+        assert (await ask_operator(ready, "Alice", "/v1/health"))[0] == 200
+        _, here, there = await fetch_pair(ready)
+        assert here["key"] == there["key"]
+
+    async def asks_in_vain(ready, path):
+        try:
+            return (await asyncio.to_thread(ask_as, ready, "sae-alice", path))[0] == 503
+        except OSError:  # nobody listens yet
+            return True
+
+    ready = run(begin())
+    words = [("devices", state / "devices.toml")]
+    words += [("node", state / "nodes" / node / "config.toml") for node in ("Alice", "Bob")]
+    processes = [
+        Process(tmp_path / f"{number}.log", what, "--config", file) for number, (what, file) in enumerate(words)
+    ]
+    try:
+        run(use(ready))
+        assert [one.interrupt() for one in processes] == [0, 0, 0]
+    finally:
+        for one in processes:
+            one.end()
 
 
 def test_a_node_whose_story_crashes_is_started_again(state, caplog):

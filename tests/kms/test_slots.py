@@ -12,7 +12,7 @@ from tests.kms.pair_world import A, B, PairWorld, a_book, lived
 from trenza.base.errors import UnavailableError, UnknownKeyError
 from trenza.base.names import SaeId
 from trenza.base.units import Bits
-from trenza.core.keyid import IdKeys, KeyAddress, seal_key_id
+from trenza.core.keyid import IdKeys, IdMacs, KeyAddress, KeyIdSeal
 from trenza.core.policy import Policy, Rule, SaeEntry
 from trenza.core.provenance import DoubtfulRecord
 from trenza.core.recipe import HYBRID_CATKDF
@@ -65,7 +65,8 @@ class World:
     def issued_to(self, target: str) -> UUID:
         saes = self.ctx.book.sae_by_name
         pair = Pair(saes[SaeId("a")], saes[SaeId(target)], self.policy)
-        return seal_key_id(KeyAddress(1, 2, pair.handle, Bits(256), 0), MINE, binding=pair.binding)
+        address = KeyAddress(1, 2, pair.handle, Bits(256), 0)
+        return UUID(int=KeyIdSeal(IdMacs(MINE), pair.binding).of(address.pack()))
 
     def owner(self, key_id: UUID) -> Owner | None:
         return self.slots.owner(key_id)

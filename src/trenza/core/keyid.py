@@ -117,11 +117,6 @@ def pair_handle(initiator: SaeId, target: SaeId) -> int:
     return int.from_bytes(digest[:2], "big") >> (16 - HANDLE_BITS)
 
 
-def seal_key_id(address: KeyAddress, keys: IdKeys, *, binding: bytes) -> UUID:
-    """Return the opaque key ID for `address`."""
-    return UUID(int=KeyIdSeal(IdMacs(keys), binding).of(address.pack()))
-
-
 class IdMacs:
     """The two MACs of one direction of one session, their keys taken in once."""
 

@@ -104,11 +104,6 @@ class Lease:
         """The token of the lead before; 0 if there was none."""
 
     @property
-    def is_held(self) -> bool:
-        """Tell whether the lead is surely still this instance's: keys issued from memory need no more than this."""
-        return self.token > 0 and self._clock.elapsed() < self._until
-
-    @property
     def until(self) -> Seconds:
         """Until when, on `Clock.elapsed`, the lead is surely this instance's if it has it at all."""
         return self._until
