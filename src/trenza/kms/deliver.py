@@ -7,6 +7,8 @@ an unknown and a forbidden SAE get the same answer, and 401 goes before 400 befo
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from uuid import UUID
 
@@ -20,7 +22,7 @@ from trenza.base.errors import (
 )
 from trenza.base.names import SaeId
 from trenza.base.rate import TokenBucket
-from trenza.base.units import Bits
+from trenza.base.units import Bits, Seconds
 from trenza.core.choice import UNMET, acceptance, recipes_for
 from trenza.core.delivery import DeliveredKey, IssueRequest, PairStatus, Wishes
 from trenza.core.keyid import SIZE_MAX
@@ -56,6 +58,8 @@ class Delivery:
         self._shares = shares
         self._pairs: dict[tuple[int, SaeId, SaeId], Pair] = {}
         self._bad_ids: dict[SaeId, TokenBucket] = {}
+        self._fetches = 0  # under way
+        self._no_fetches = asyncio.Event()
         self.look_again: Callable[[SaeId, Sequence[UUID]], Awaitable[None]] | None = None
         """Reads what other instances of this node have written, when a key was not found; None: there are none."""
         self.speaks_to_peers = True
@@ -306,6 +310,25 @@ class Delivery:
             UnauthorisedError: the caller is not a target of each of them.
             UnknownKeyError: one of them cannot be returned.
         """
+        self._fetches += 1
+        self._no_fetches.clear()
+        try:
+            return await self._fetched(caller, initiator, key_ids, tls_group)
+        finally:
+            self._fetches -= 1
+            if not self._fetches:
+                self._no_fetches.set()
+
+    async def finished(self, *, within: Seconds) -> None:
+        """Return when no fetch is under way any more, or after a while."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                while self._fetches:
+                    await self._no_fetches.wait()
+
+    async def _fetched(
+        self, caller: SaeId, initiator: SaeId, key_ids: Sequence[UUID], tls_group: str
+    ) -> Sequence[DeliveredKey]:
         pair = self._pair(caller, initiator, caller)
         most = self._ctx.settings.max_keys_per_request
         if len(key_ids) > most:

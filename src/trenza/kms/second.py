@@ -29,6 +29,9 @@ from trenza.wire.peer import Presence
 
 REFRESH_EVERY = Seconds(0.2)
 
+FINISHES_WITHIN = Seconds(2.0)
+"""How long an instance that ends waits for fetches under way: their marks may be on the way to the store."""
+
 _MARGIN = Seconds(0.25)
 """How much earlier than the lead this instance stops issuing under a lease: for clocks that are not quite alike."""
 
@@ -92,7 +95,7 @@ class Second:
         await self.node.journal.run()
 
     async def end(self) -> None:
-        """Let go of everything; what was noted is written, if the store takes it."""
+        """Let go of everything. Fetches under way may finish, and what was noted is written if the store takes it."""
         self._is_over = True
         self._ctx.until = Seconds(
             0.0
@@ -100,6 +103,7 @@ class Second:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.node.delivery.finished(within=FINISHES_WITHIN)
         try:
             await self.node.journal.flush()
         except TrenzaError:
