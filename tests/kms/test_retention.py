@@ -71,7 +71,8 @@ class World:
         self.ctx.signer = Signer()
         self.ctx.archive = None if folder is None else ArchiveDirectory(folder)
         self.notary = Notary(self.ctx, journal=Journal(self.ctx))
-        self.retention = Retention(self.ctx, notary=self.notary)
+        self.sound = True  # whether the clock can be believed
+        self.retention = Retention(self.ctx, notary=self.notary, clock_is_sound=lambda: self.sound)
 
     async def live(self, *, days: float, per_day: int = 100, signs: bool = True) -> None:
         """Let time go by; each day brings entries and four checkpoints."""
@@ -173,6 +174,41 @@ def test_a_clock_that_was_ahead_for_a_while_does_not_keep_the_ledger_for_ever() 
         await world.live(days=20.0)
         await world.settle()
         assert (await world.extent()).start.sequence >= 1_400
+
+    run(story)
+
+
+def test_by_a_clock_that_nobody_vouches_for_nothing_is_old() -> None:
+    async def story() -> None:
+        world = World(None, ledger_days=10.0)
+        await world.live(days=9)
+        world.sound = False
+        world.clock.advance(300 * DAY)
+        checkpoints = await world.notary.checkpoints()
+        with pytest.raises(UnavailableError, match="clock"):
+            await world.settle()
+        assert world.ctx.counters["retention_waits_for_clock"] == 1
+        assert (await world.extent()).start.sequence == 0
+        assert await world.notary.checkpoints() == checkpoints  # none is thinned either
+        world.clock.advance(-300 * DAY)
+        await world.settle()  # nothing is old, so nothing waits
+        world.clock.advance(10 * DAY)
+        world.sound = True
+        await world.settle()
+        assert (await world.extent()).start.sequence > 0
+
+    run(story)
+
+
+def test_a_ledger_that_is_too_large_waits_for_no_clock() -> None:
+    async def story() -> None:
+        world = World(None, ledger_days=10.0, ledger_max_bytes=150_000)
+        await world.live(days=9)
+        world.sound = False
+        world.clock.advance(300 * DAY)
+        with pytest.raises(UnavailableError, match="clock"):  # of the rest
+            await world.settle()
+        assert 100_000 < (await world.extent()).bytes <= 150_000
 
     run(story)
 

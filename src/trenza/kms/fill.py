@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 from collections import defaultdict
+from collections.abc import Callable
 
 from trenza.base.errors import (
     AuthenticationError,
@@ -65,6 +66,8 @@ class Fill:
             dict
         )  # by leader: exchanged, not committed
         self._making: dict[bytes, asyncio.Event] = {}  # segments this node leads; set when they are finished
+        self.on_made: Callable[[NodeId], None] = lambda _: None
+        """Hears that a segment was made with a peer, whose clock therefore tells about the same time."""
 
     # --- the leader's side
 
@@ -192,6 +195,7 @@ class Fill:
             if not isinstance(answer, SegmentCommitted) or not hmac.compare_digest(answer.tag, expected):
                 raise AuthenticationError(f"node {peer} holds other strands than this node")
             await self._pools.add_segment(peer, encoded, material)
+            self.on_made(peer)
         finally:
             material.wipe()
 
@@ -238,6 +242,7 @@ class Fill:
                     raise AuthenticationError("the strands of this segment differ between its two ends")
                 answer = comparison_tag(material, message.provenance, verify_key=session.verify_key, role=b"follower")
                 await self._pools.add_segment(peer, message.provenance, material)
+                self.on_made(peer)
             finally:
                 material.wipe()
         finally:

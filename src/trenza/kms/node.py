@@ -27,6 +27,7 @@ from trenza.core.policy import SignedBook, open_book
 from trenza.core.recipe import LOCAL
 from trenza.kms import rows
 from trenza.kms.cede import Cedes
+from trenza.kms.clock_check import ClockCheck
 from trenza.kms.context import Context
 from trenza.kms.deliver import Delivery
 from trenza.kms.demand import Demand
@@ -142,7 +143,9 @@ class Node:
         self.reign = Reign(ctx, sessions=self.sessions, id_keys=self.id_keys, pools=self.pools, demand=self.demand)
         self.delivery.speaks_to_peers = leads
         self._looked_at_others = Seconds(0.0)
-        self.retention = Retention(ctx, notary=self.notary)
+        self.clock_check = ClockCheck(ctx, partners=self.partners)
+        self.fill.on_made = self.clock_check.agreed
+        self.retention = Retention(ctx, notary=self.notary, clock_is_sound=self.clock_check.is_sound)
         self.explain = Explain(
             ctx, id_keys=self.id_keys, slots=self.slots, journal=self.journal, retention=self.retention
         )

@@ -3,14 +3,15 @@
 In this order, so that a crash between any two steps loses nothing: the archive is durable, the ledger says what will
 be pruned and where it was kept (an entry `pruned`), the entries go in small commits. What may still be asked for in
 earnest stays whatever the limits say: the records of segments and windows that the node holds, and everything since
-the oldest key that may still be fetched. Why: docs/adr/0021-retention.md.
+the oldest key that may still be fetched. A clock that nobody vouches for makes nothing old (kms.clock_check). Why:
+docs/adr/0021-retention.md.
 """
 
 from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left, bisect_right
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -40,8 +41,9 @@ _SLACK: Final = 0.9  # of the most bytes: what is pruned down to, so that it is 
 class Retention:
     """Keeps one node's ledger within its limits."""
 
-    def __init__(self, ctx: Context, *, notary: Notary) -> None:
+    def __init__(self, ctx: Context, *, notary: Notary, clock_is_sound: Callable[[], bool]) -> None:
         self._ctx = ctx
+        self._clock_is_sound = clock_is_sound
         self._notary = notary
         self._seen = 0  # the last announcement known
         self._announced: PrunedRecord | None = None
@@ -57,14 +59,16 @@ class Retention:
 
         Raises:
             StoreUnavailableError: the archive or the store cannot be written; nothing is pruned that is not archived.
-            UnavailableError: the ledger is larger than it may be, and nothing of it may be pruned.
+            UnavailableError: the ledger is larger than it may be, and nothing of it may be pruned; or some of it is
+                old by a clock that cannot be believed.
         """
         extent = await self._ctx.store.extent()
         announced = await self.pruned()
         if announced is not None and announced.through > extent.start.sequence:
             await self._prune(announced.through)
             return True
-        await self._notary.thin(keep=announced.through if announced else 0)
+        if self._clock_is_sound():
+            await self._notary.thin(keep=announced.through if announced else 0)
         target = await self._target(extent)
         if target is None:
             return False
@@ -80,21 +84,28 @@ class Retention:
         if not is_large and not await self._has_older(extent, now):
             return None
         signed = [one for one in await self._notary.checkpoints() if one.sequence > extent.start.sequence]
-        last = self._last_old(signed, now)
-        if is_large:
-            last = max(last, self._last_too_much(signed, extent))
+        old = self._last_old(signed, now)
+        much = self._last_too_much(signed, extent) if is_large else -1
         floor = await self._floor(signed, now)
+        sound = self._clock_is_sound()
+        last = max(old, much) if sound else much
         allowed = [one for one in signed[: last + 1] if one.sequence <= floor]
-        if not allowed:
-            if is_large:
-                self._ctx.counters["retention_held_back"] += 1
-                raise UnavailableError(
-                    f"the ledger takes about {extent.bytes} bytes, more than ledger_max_bytes, and all of it is of "
-                    "segments that are held, of keys that may still be fetched, or not signed yet"
-                )
-            return None
-        within = bisect_right([one.sequence for one in allowed], extent.start.sequence + _STRETCH)
-        return allowed[max(0, within - 1)]
+        if allowed:
+            within = bisect_right([one.sequence for one in allowed], extent.start.sequence + _STRETCH)
+            return allowed[max(0, within - 1)]
+        if is_large:
+            self._ctx.counters["retention_held_back"] += 1
+            raise UnavailableError(
+                f"the ledger takes about {extent.bytes} bytes, more than ledger_max_bytes, and all of it is of "
+                "segments that are held, of keys that may still be fetched, or not signed yet"
+            )
+        if not sound and any(one.sequence <= floor for one in signed[: old + 1]):
+            self._ctx.counters["retention_waits_for_clock"] += 1
+            raise UnavailableError(
+                "the oldest records are older than ledger_days by this node's clock, which too few of its peers have "
+                "agreed with since the node started or its clock was set: nothing is pruned for its age"
+            )
+        return None
 
     async def _has_older(self, extent: LedgerExtent, now: Nanoseconds) -> bool:
         days = self._ctx.settings.ledger_days
