@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import msgspec
@@ -177,15 +177,19 @@ class Book(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
         """Return the pair's policy, or None where the book lets them share nothing."""
         return self._policy_by_pair.get(frozenset((one, other)))
 
-    def pairs_of_node(self, node: NodeId) -> Iterable[tuple[SaeEntry, SaeEntry, Policy]]:
-        """Yield (SAE served by `node`, its partner, their policy) for every rule that names an SAE of `node`."""
+    def pairs_of_node(self, node: NodeId) -> Sequence[tuple[SaeEntry, SaeEntry, Policy]]:
+        """Return (SAE served by `node`, its partner, their policy) for every rule that names an SAE of `node`."""
+        return self._pairs_by_node.get(node, ())
+
+    @cached_property
+    def _pairs_by_node(self) -> Mapping[NodeId, Sequence[tuple[SaeEntry, SaeEntry, Policy]]]:
+        found: dict[NodeId, list[tuple[SaeEntry, SaeEntry, Policy]]] = {}
         for rule in self.rules:
             policy = self._policy_by_pair[frozenset(rule.between)]
             first, second = (self.sae_by_name[name] for name in rule.between)
-            if first.node == node:
-                yield first, second, policy
-            if second.node == node:
-                yield second, first, policy
+            found.setdefault(first.node, []).append((first, second, policy))
+            found.setdefault(second.node, []).append((second, first, policy))
+        return found
 
 
 class SignedBook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -7,6 +7,7 @@ harness that falls over is a failure of its seed like a broken rule, and so is a
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import multiprocessing
 import signal
@@ -28,6 +29,9 @@ from trenza.lab.story import Outcome, Story
 
 _CHUNK: Final = 2
 """Seeds that a process takes at once."""
+
+_LITTER: Final = 20_000
+"""Objects made since the last look for those that hold each other, until the next: stories make many that last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +137,9 @@ def judged(scenario: Scenario, seed: int, plan: str, without: Sequence[str] = ()
 def _chunk(scenario: str, seeds: Sequence[int], plan: str, without: Sequence[str]) -> list[Verdict]:
     """Run some seeds in a process of their own."""
     logging.disable(logging.WARNING)  # what nodes complain of in trouble is no news here
+    gc.collect()
+    gc.freeze()  # modules and what they made: to look through them again and again finds nothing
+    gc.set_threshold(_LITTER)
     found = load_scenario(scenario)
     return [judged(found, seed, plan, without)[0] for seed in seeds]
 

@@ -138,9 +138,9 @@ def _answer(answer: Answer, body: bytes) -> None:
         _refuse(answer, error)
 
 
-def _give_up(answer: Answer, error: PeerUnavailableError) -> None:
+def _give_up(answer: Answer, peer: NodeId, timeout: Seconds) -> None:
     if not answer.done():
-        answer.set_exception(error)
+        answer.set_exception(PeerUnavailableError(f"node {peer} did not answer within {timeout} s"))
 
 
 class LabPeers:
@@ -156,8 +156,7 @@ class LabPeers:
             raise PeerUnavailableError("this process is dead")
         loop = asyncio.get_running_loop()
         answer: Answer = loop.create_future()
-        silence = PeerUnavailableError(f"node {peer} did not answer within {timeout} s")
-        deadline = loop.call_later(max(0.0, timeout), _give_up, answer, silence)
+        deadline = loop.call_later(max(0.0, timeout), _give_up, answer, peer, timeout)
         if self._network.attached.get(self._name, self) is self:  # else nothing of it comes to any wire
             if isinstance(message, Relay):
                 self._network.on_relay(self._name, message)

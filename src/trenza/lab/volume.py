@@ -37,12 +37,12 @@ class File:
 
     def write(self, data: bytes, offset: int) -> None:
         self.volume.spend_power()
-        data = bytes(data)
-        end = offset + len(data)
-        self._undo.append((offset, data, bytes(self.live[offset:end])))
-        if offset > len(self.live):
-            self.live.extend(bytes(offset - len(self.live)))
-        self.live[offset:end] = data
+        data, live = bytes(data), self.live
+        end, size = offset + len(data), len(live)
+        self._undo.append((offset, data, b"" if offset >= size else bytes(live[offset:end])))
+        if offset > size:
+            live.extend(bytes(offset - size))
+        live[offset:end] = data
 
     def truncate(self, size: int) -> None:
         """Cut the file; at once for good, so a truncation is never lost here though it might be."""
@@ -75,8 +75,7 @@ class File:
     def xRead(self, amount: int, offset: int) -> bytes:  # noqa: N802 - apsw's names
         return bytes(self.live[offset : offset + amount])
 
-    def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802
-        self.write(data, offset)
+    xWrite = write  # noqa: N815
 
     def xTruncate(self, size: int) -> None:  # noqa: N802
         self.truncate(size)

@@ -43,6 +43,7 @@ _NONCE = 12
 _TAG = 16
 _KEY = 32
 _GENERATION = struct.Struct(">I")
+_PLACE_GENERATION = struct.Struct(f">I{_PLACE - 4}x")  # a whole place, of which only that is read
 _HANDLE = struct.Struct(">Q")
 _SLOT_BITS = 20
 _MOST_SLOTS = 1 << _SLOT_BITS
@@ -87,7 +88,7 @@ class KeyringSealer:
         self._begun = self._slot_count() > 0  # then the header is on the disk; else it goes with the first slots
         self._free: deque[int] = deque()
         self._leaving: dict[int, int] = {}  # slot and generation: overwritten here, not yet known to be so on disk
-        self._offer(slot for slot in range(self._slot_count()) if not self._generation(slot) & 1)
+        self._free.extend(self._unused(range(self._slot_count())))
 
     @classmethod
     def open(cls, path: Path, *, node_key: Secret | NodeKey, entropy: Entropy) -> KeyringSealer:
@@ -195,7 +196,7 @@ class KeyringSealer:
         await self._slots.write([(end - len(header), header + room)])
         self._begun = True
         self._content.extend(room)
-        self._offer(range(first, self._slot_count()))
+        self._free.extend(self._unused(range(first, self._slot_count())))
 
     def _overwrite(self, slot: int) -> None:
         """Make the slot useless here and now; `_clear` makes it so on disk."""
@@ -215,6 +216,16 @@ class KeyringSealer:
 
     def _offer(self, slots: Iterable[int]) -> None:
         self._free.extend(slot for slot in slots if self._generation(slot) < _LAST_GENERATION)
+
+    def _unused(self, slots: range) -> list[int]:
+        """Return those of all these slots, one after another, that hold nothing and are not worn out."""
+        first, end = _place_of(slots.start).start, _place_of(slots.stop).start
+        generations = _PLACE_GENERATION.iter_unpack(memoryview(self._content)[first:end])
+        return [
+            slot
+            for slot, (generation,) in zip(slots, generations, strict=True)
+            if not generation & 1 and generation < _LAST_GENERATION
+        ]
 
     def _slot_count(self) -> int:
         return min(len(self._content) // _PLACE - 1, _MOST_SLOTS)
