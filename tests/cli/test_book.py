@@ -8,7 +8,7 @@ import pytest
 from trenza.app.pki import load_officer_public_key
 from trenza.base.errors import InvalidRequestError
 from trenza.cli.sae import with_sae, without_sae
-from trenza.core.policy import Book, NodeEntry, Policy, Rule, SaeEntry, SignedBook, open_book
+from trenza.core.policy import Book, NodeEntry, Policy, Rule, SaeEntry, SignedBook, TenantEntry, open_book
 from trenza.net.http import Response
 
 BOOK = Book(
@@ -114,16 +114,24 @@ def test_an_application_of_no_node_changes_nothing(drawn_up):
 
 
 def test_an_application_is_added_under_the_policy_that_was_asked_for():
-    book = with_sae(BOOK, "sae-new", "Alice", ["sae-bob", "sae-bob"], "available")
+    book = with_sae(BOOK, SaeEntry("sae-new", "Alice"), ["sae-bob", "sae-bob"], "available")
     assert book.rules[1:] == (Rule(("sae-new", "sae-bob"), "available"),)
     assert book.version == 2
 
 
+def test_an_application_is_added_on_the_account_of_a_tenant_that_there_is():
+    book = msgspec.structs.replace(BOOK, tenants=(TenantEntry("bank"),))
+    found = with_sae(book, SaeEntry("sae-new", "Alice", tenant="bank"), ["sae-bob"], None)
+    assert found.tenant_of(found.sae_by_name["sae-new"]).name == "bank"
+    with pytest.raises(InvalidRequestError, match="no tenant is called bunk; there are bank, default"):
+        with_sae(book, SaeEntry("sae-new", "Alice", tenant="bunk"), ["sae-bob"], None)
+
+
 def test_names_that_are_taken_or_unknown_are_refused():
     with pytest.raises(InvalidRequestError, match="already"):
-        with_sae(BOOK, "sae-bob", "Alice", ["sae-alice"], None)
+        with_sae(BOOK, SaeEntry("sae-bob", "Alice"), ["sae-alice"], None)
     with pytest.raises(InvalidRequestError, match="not a name"):
-        with_sae(BOOK, "sae new", "Alice", ["sae-alice"], None)
+        with_sae(BOOK, SaeEntry("sae new", "Alice"), ["sae-alice"], None)
     with pytest.raises(InvalidRequestError, match="sae-alice, sae-bob"):
         without_sae(BOOK, "sae-carol", None)
 

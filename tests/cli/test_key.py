@@ -45,6 +45,12 @@ def test_an_application_that_does_not_exist_is_answered_with_those_that_do(netwo
     assert "sae-alice, sae-bob" in result.stderr
 
 
+def test_an_application_that_names_itself_is_told_whom_else_it_may_name(network):
+    result = network.run("key", "get", "--from", "sae-alice", "--to", "sae-alice")
+    assert result.exit_code == 1
+    assert "let --to be another application (sae-bob" in result.stderr
+
+
 def test_a_size_is_asked_for_in_bits(network):
     document = network.run_json("key", "get", "--from", "sae-alice", "--to", "sae-bob", "--size", "512")
     assert document["keys"][0]["bits"] == 512

@@ -88,6 +88,11 @@ def test_a_kind_of_trouble_that_there_is_not_is_refused(capsys) -> None:
     assert "'rain' is none of: kill" in capsys.readouterr().err
 
 
+def test_the_kinds_of_trouble_are_listed_without_a_story(capsys) -> None:
+    assert ran("--without", "list") == 0
+    assert {"kill", "message lost"} < {*capsys.readouterr().out.splitlines()}
+
+
 def test_a_harness_that_falls_over_is_a_failure(capsys, monkeypatch) -> None:
     def falls_over(*_: object) -> None:
         raise ZeroDivisionError("the lab")

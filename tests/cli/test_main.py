@@ -23,6 +23,17 @@ finally:
 """
 
 
+INTERRUPTED_AT_CLICK = """
+import sys
+class Interrupted:
+    def find_spec(self, name, *_):
+        if name == "click":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupted())
+from trenza.cli.main import main
+"""
+
+
 def run(*words):
     return CliRunner().invoke(main, words)
 
@@ -31,6 +42,11 @@ def test_help_names_every_command_and_needs_none_of_their_modules():
     told = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=True).stdout
     assert all(name in told for name in COMMANDS)
     assert told.endswith("2 False\n")  # trenza.cli.main and trenza.cli.output, and nothing that is slow to import
+
+
+def test_ctrl_c_while_modules_are_read_ends_it_without_a_traceback():
+    told = subprocess.run([sys.executable, "-c", INTERRUPTED_AT_CLICK], capture_output=True, text=True, check=False)
+    assert (told.returncode, told.stdout, told.stderr) == (130, "", "Error: interrupted\n")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

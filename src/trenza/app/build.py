@@ -21,6 +21,7 @@ from trenza.app.certificates import Certificates
 from trenza.app.config import NodeConfig, host_and_port, load_node_config
 from trenza.app.instances import Instance
 from trenza.app.leading import GRACE_S, Leading, Surroundings, signed_book
+from trenza.app.listening import listen
 from trenza.app.memory import Database, open_on_disk
 from trenza.base.clock import Clock, SystemClock
 from trenza.base.entropy import Entropy, SystemEntropy
@@ -142,7 +143,7 @@ class RunningNode:
             Gate(self.config.management.limits.gate),
             is_revoked=self.is_revoked,
         )
-        await self._management.start(*self.config.management.host_and_port)
+        await listen(self._management, self.config.management.address, setting="management.address")
         stack.push_async_callback(self._management.stop, GRACE_S)
         delivery = self.node.delivery if self._instance is None else self._instance.front
         door = application_door(delivery, Callers(self._sae_of, is_revoked=self.is_revoked))
@@ -154,7 +155,7 @@ class RunningNode:
             Gate(self.config.application.limits.gate),
             is_revoked=self.is_revoked,
         )
-        await self._application.start(*self.config.application.host_and_port)
+        await listen(self._application, self.config.application.address, setting="application.address")
         stack.push_async_callback(self._application.stop, GRACE_S)
 
     async def serve_forever(self) -> None:

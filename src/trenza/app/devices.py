@@ -9,7 +9,8 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 from typing import Final
 
-from trenza.app.config import DeviceEndConfig, DeviceHostConfig, DevicePairConfig, host_and_port
+from trenza.app.config import DeviceEndConfig, DeviceHostConfig, DevicePairConfig
+from trenza.app.listening import listen
 from trenza.app.pki import device_uri
 from trenza.base.clock import Clock, SystemClock
 from trenza.base.entropy import Entropy, SystemEntropy
@@ -64,10 +65,11 @@ class DeviceHost:
             raise InvalidDocumentError(f"the certificate of device {near.device}", (str(error),)) from None
         names = DeviceNames(near.device, far.device, SaeId(near.node), SaeId(far.node), near.node_uri)
         telemetry = TelemetryDoor(end, readers=frozenset({near.node_uri}), operators=frozenset(config.operators))
-        for address, door in ((near.keys, device_key_door(end, names)), (near.telemetry, telemetry)):
+        doors = (("keys", near.keys, device_key_door(end, names)), ("telemetry", near.telemetry, telemetry))
+        for name, address, door in doors:
             limits, gate = config.limits.http(max_body_bytes=_REQUEST_BYTES), Gate(config.limits.gate)
             server = HttpServer(door, lambda: context, door.error_response, limits, gate)
-            await server.start(*host_and_port(address))
+            await listen(server, address, setting=f"{name} of device {near.device}")
             self._stack.push_async_callback(server.stop, _GRACE_S)
             self._servers.append(server)
 

@@ -18,6 +18,7 @@ from trenza.adapters.peers import PeerAddress, PeerConnections
 from trenza.app.certificates import Certificates
 from trenza.app.config import NodeConfig
 from trenza.app.links import LinkClients
+from trenza.app.listening import listen
 from trenza.app.memory import Memory
 from trenza.app.pki import load_officer_public_key
 from trenza.app.preshared import preshared_of
@@ -108,7 +109,7 @@ class Leading:
             gate=Gate(config.peers.limits.gate),
             is_revoked=around.is_revoked,
         )
-        await self.server.start(*config.peers.host_and_port)
+        await listen(self.server, config.peers.address, setting="peers.address")
         stack.push_async_callback(self.server.stop, GRACE_S)
 
     def start(self) -> asyncio.Task[None]:

@@ -112,6 +112,11 @@ def _key_document(key: Key, far: Key | None, *, with_key: bool) -> dict[str, Any
 
 
 async def _fetch(ready: Ready, initiator: SaeId, target: SaeId, request: KeyRequest) -> _Fetched:
+    if initiator == target:
+        others = ", ".join(sorted(ready.saes.keys() - {initiator}))
+        raise InvalidRequestError(
+            f"{initiator} needs no keys with itself: let --to be another application ({others})"
+        )
     near, far = _client(ready, initiator), _client(ready, target)
     issued: list[Key] = []
     try:

@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 import click
 import msgspec
+from click.shell_completion import CompletionItem
 
 from trenza.cli import suggest
 from trenza.cli.output import plain
@@ -30,6 +31,7 @@ _SEEDS = re.compile(r"(\d{1,15})(?:-(\d{1,15}))?")
 _MOST_SEEDS: Final = 10_000_000
 _EVERY: Final = 5.0  # seconds between two lines of progress that nobody watches
 _SENTENCES: Final = 5  # of a failing seed
+_LIST: Final = "list"
 _PLANS: Final = ("rough", "calm", "storm")
 
 
@@ -52,6 +54,32 @@ class Seeds(click.ParamType[range]):
         return range(first, last + 1)
 
 
+class Kind(click.ParamType[str]):
+    """A kind of trouble; `list` prints all of them."""
+
+    name = "KIND"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from trenza.lab.plan import AVOIDABLE
+
+        if value == _LIST and ctx is not None:
+            click.echo("\n".join(AVOIDABLE))
+            ctx.exit()
+        if value not in AVOIDABLE:
+            self.fail(f"{value!r} is none of: {', '.join(AVOIDABLE)}", param, ctx)
+        return str(value)
+
+    def shell_complete(
+        self,
+        ctx: click.Context,  # noqa: ARG002 - click's signature
+        param: click.Parameter,  # noqa: ARG002
+        incomplete: str,
+    ) -> list[CompletionItem]:
+        from trenza.lab.plan import AVOIDABLE
+
+        return [CompletionItem(kind) for kind in AVOIDABLE if kind.startswith(incomplete)]
+
+
 @click.group()
 def lab() -> None:
     """Run networks in virtual time, and look for a history that must not be."""
@@ -70,9 +98,9 @@ def lab() -> None:
 )
 @click.option(
     "--without",
-    metavar="KIND",
+    type=Kind(),
     multiple=True,
-    help="Leave a kind of trouble out, as 'message lost'; may be given several times.",
+    help="Leave a kind of trouble out, as 'message lost'; may be given several times. `list` tells all kinds.",
 )
 @click.option("--stop-at-first", is_flag=True, help="Begin no more stories once one has failed.")
 @click.option(
@@ -99,10 +127,7 @@ def run_(
     """
     from trenza.app.scenario import load_scenario
     from trenza.lab.campaign import Tally, campaign
-    from trenza.lab.plan import AVOIDABLE
 
-    if unknown := [kind for kind in without if kind not in AVOIDABLE]:
-        raise click.BadParameter(f"{unknown[0]!r} is none of: {', '.join(AVOIDABLE)}", param_hint="'--without'")
     load_scenario(scenario)  # its mistakes are told here, not by every process
     tally, began = Tally(), time.monotonic()
     progress = _Progress(len(seeds), quiet=as_json)

@@ -7,19 +7,24 @@ that says what to do next, on the error stream; with --json it is one JSON docum
 
 from __future__ import annotations
 
-import difflib
 import sys
-import traceback
-from collections.abc import Sequence
-from importlib import import_module
-from typing import Any, Final, NamedTuple, NoReturn
 
-import click
-from click.shell_completion import CompletionItem
+try:  # a Ctrl-C that comes this early is answered like any other
+    import difflib
+    import traceback
+    from collections.abc import Sequence
+    from importlib import import_module
+    from typing import Any, Final, NamedTuple, NoReturn
 
-from trenza import __version__
-from trenza.base.errors import InvalidDocumentError, RefusedError, TrenzaError
-from trenza.cli.output import show_error
+    import click
+    from click.shell_completion import CompletionItem
+
+    from trenza import __version__
+    from trenza.base.errors import InvalidDocumentError, RefusedError, TrenzaError
+    from trenza.cli.output import show_error
+except KeyboardInterrupt:
+    sys.stderr.write("Error: interrupted\n")
+    sys.exit(130)
 
 
 class Entry(NamedTuple):

@@ -136,7 +136,7 @@ async def _run_devices(file: Path) -> None:
     stop_on_signals(stop)
     host = await build_devices(load_device_host_config(file))
     try:
-        _LOG.info("%d pairs of emulated devices are open", len(host.pairs))
+        _LOG.info("%d %s of emulated devices open", len(host.pairs), "pair" if len(host.pairs) == 1 else "pairs")
         await stop.wait()
     finally:
         await host.stop()

@@ -16,12 +16,12 @@ import msgspec
 from trenza.app.pki import CertificateAuthority, sae_uri
 from trenza.app.state_directory import change_ready, file_name
 from trenza.base.errors import InvalidDocumentError, InvalidRequestError
-from trenza.base.names import NodeId, SaeId, is_name
+from trenza.base.names import NodeId, SaeId, TenantId, is_name
 from trenza.cli import suggest
 from trenza.cli.book import BOOK_FILE, install_everywhere, read_book, signed_by
 from trenza.cli.options import FindSite, json_option, network_options
 from trenza.cli.output import show_json
-from trenza.core.policy import Book, Rule, SaeEntry
+from trenza.core.policy import DEFAULT_TENANT, Book, Rule, SaeEntry
 
 AUTHORITY: Final = ("pki/application-ca.pem", "pki/application-ca.key")
 OFFICER_KEY: Final = "officer.key"
@@ -45,10 +45,17 @@ def sae() -> None:
     shell_complete=suggest.saes,
 )
 @click.option("--policy", metavar="NAME", help="Under which policy.  [default: the book's first]")
+@click.option("--tenant", metavar="NAME", default=DEFAULT_TENANT, show_default=True, help="On whose account.")
 @network_options
 @json_option
 def new(
-    name: str, node: str, partners: tuple[str, ...], policy: str | None, find_site: FindSite, as_json: bool
+    name: str,
+    node: str,
+    partners: tuple[str, ...],
+    policy: str | None,
+    tenant: str,
+    find_site: FindSite,
+    as_json: bool,
 ) -> None:
     """Add an application: its certificate, its entry in the policy book, its rules.
 
@@ -57,13 +64,14 @@ def new(
     site = find_site()
     own = site.own_files()
     before = read_book(own / BOOK_FILE)
-    after = with_sae(before, SaeId(name), NodeId(node), [SaeId(one) for one in partners], policy)
+    entry = SaeEntry(SaeId(name), NodeId(node), tenant=TenantId(tenant))
+    after = with_sae(before, entry, [SaeId(one) for one in partners], policy)
     files = _issue(own, SaeId(name))
     version = install_everywhere(site, signed_by(own / OFFICER_KEY, after))
-    entry = {"node": node, **{key: str(path) for key, path in files.items()}}
-    change_ready(site.ready_file, lambda document: document["saes"].update({name: entry}))
+    told = {"node": node, **{key: str(path) for key, path in files.items()}}
+    change_ready(site.ready_file, lambda document: document["saes"].update({name: told}))
     if as_json:
-        show_json({"sae": name, "book_version": version, **entry})
+        show_json({"sae": name, "book_version": version, **told})
         return
     click.echo(f"{name} is an application of node {node}, since version {version} of the policy book.")
     click.echo(f"Its certificate: {files['certificate']}")
@@ -89,23 +97,27 @@ def revoke(name: str, find_site: FindSite, as_json: bool) -> None:
         click.echo(f"{name} shares no more keys, since version {version} of the policy book.")
 
 
-def with_sae(book: Book, name: SaeId, node: NodeId, partners: Iterable[SaeId], policy: str | None) -> Book:
+def with_sae(book: Book, entry: SaeEntry, partners: Iterable[SaeId], policy: str | None) -> Book:
     """Return the next version of the book, with an application more.
 
     Raises:
-        InvalidRequestError: the name is taken or is none.
+        InvalidRequestError: the name is taken or is none, or the book names its tenants and this is none of them.
     """
+    name = entry.name
     if not is_name(name):
         raise InvalidRequestError(f"{name!r} is not a name: 1 to 64 characters of RFC 3986")
     if name in book.sae_by_name:
         raise InvalidRequestError(f"the policy book has an application {name} already: choose another name")
+    tenants = {DEFAULT_TENANT, *book.tenant_by_name}
+    if book.tenants and entry.tenant not in tenants:
+        raise InvalidRequestError(f"no tenant is called {entry.tenant}; there are {', '.join(sorted(tenants))}")
     if not book.policies:
         raise InvalidRequestError("the policy book has no policy: add one first (trenza book --help)")
     chosen = policy or book.policies[0].name
     return msgspec.structs.replace(
         book,
         version=book.version + 1,
-        saes=(*book.saes, SaeEntry(name, node)),
+        saes=(*book.saes, entry),
         rules=(*book.rules, *(Rule((name, partner), chosen) for partner in dict.fromkeys(partners))),
     )
 
