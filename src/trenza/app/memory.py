@@ -39,7 +39,7 @@ from trenza.kms.ports import (
 )
 
 if TYPE_CHECKING:  # a node that has its memory on its own disk does without the driver
-    from trenza.adapters.postgres import Lease, PostgresSettings, Server
+    from trenza.adapters.postgres import Lease, PostgresSettings, PostgresStore, Server
 
 DATABASE_DEADLINE = Seconds(5.0)
 
@@ -91,7 +91,7 @@ class Database:
         self.name = config.database.instance or socket.gethostname()
         self.server: Server = Server(settings, deadline=DATABASE_DEADLINE)
         self.lease: Lease = Lease(self.server, name=self.name, clock=clock, entropy=entropy)
-        self._anchor: FileAnchor
+        self._anchor: Anchor
         self._node_key: NodeKey
 
     @classmethod
@@ -111,8 +111,8 @@ class Database:
         stack.callback(seat.leave)
         if (former := seat.take(found.lease.life)) is not None:
             found.lease.inherit(former)
-        found._anchor = FileAnchor(config.anchor, boot_id=PERSISTENT)
-        stack.callback(found._anchor.close)
+        found._anchor = anchor = FileAnchor(config.anchor, boot_id=PERSISTENT)
+        stack.callback(anchor.close)
         found._node_key = open_node_key(config, entropy)
         stack.callback(found._node_key.close)
         stack.push_async_callback(found.lease.close)
@@ -120,13 +120,18 @@ class Database:
         await store.close()
         return found
 
+    async def _open_store(self, *, token: int = 0, on_group: Callable[[int], None] | None = None) -> PostgresStore:
+        from trenza.adapters.postgres import PostgresStore
+
+        return await PostgresStore.open(self.server, token=token, on_group=on_group)
+
     async def as_lead(self, stack: AsyncExitStack) -> Memory:
         """Open it under the lead that this instance has just acquired."""
-        from trenza.adapters.postgres import PostgresAnchor, PostgresSealer, PostgresStore
+        from trenza.adapters.postgres import PostgresAnchor, PostgresSealer
 
         lease, server = self.lease, self.server
         kept = GroupAnchor(PostgresAnchor(self._anchor, server.identity, reign=lease.token, succeeds=lease.succeeded))
-        store = await PostgresStore.open(server, token=lease.token, on_group=kept.committed)
+        store = await self._open_store(token=lease.token, on_group=kept.committed)
         stack.push_async_callback(store.close)
         sealer = await PostgresSealer.open(store, node_key=self._node_key, entropy=self._entropy)
         stack.push_async_callback(sealer.close)
@@ -138,9 +143,9 @@ class Database:
 
     async def as_second(self, stack: AsyncExitStack) -> Memory:
         """Open it to serve beside whoever leads; the store follows the lead's token (`SharedStore.under`)."""
-        from trenza.adapters.postgres import PostgresSealer, PostgresStore
+        from trenza.adapters.postgres import PostgresSealer
 
-        store = await PostgresStore.open(self.server)
+        store = await self._open_store()
         stack.push_async_callback(store.close)
         sealer = await PostgresSealer.open(store, node_key=self._node_key, entropy=self._entropy)
         stack.push_async_callback(sealer.close)
