@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import msgspec
 import pytest
-from tests.kms.fakes import Fails, FakeClock, FakeNetwork, make_context
+from tests.kms.fakes import Fails, FakeClock, FakeNetwork, FakeStore, make_context
 
 from trenza.base.errors import StoreUnavailableError, UnavailableError
 from trenza.base.names import NodeId, SaeId
@@ -16,7 +16,8 @@ from trenza.core.provenance import FORMAT_VERSION, DoubtfulRecord, ranges_of
 from trenza.core.recipe import HYBRID_CATKDF, ITS
 from trenza.kms.context import Settings
 from trenza.kms.journal import SPAN, Heading, Journal, doubtful_entry
-from trenza.kms.ports import LedgerQuery
+from trenza.kms.ports import LedgerQuery, Table
+from trenza.wire.peer import Presence
 
 A, B = NodeId("A"), NodeId("B")
 SEGMENT = bytes(16)
@@ -210,6 +211,81 @@ def test_only_one_marker_of_a_batch_is_kept() -> None:
             await world.journal.flush()
         assert sum(map(len, world.store.tables.values())) == 1
         assert len(await world.store.entries(LedgerQuery(kind="issued"))) == 3
+
+    asyncio.run(story())
+
+
+class Shared:
+    """Instances of one node on one store: one leads, the others serve beside it."""
+
+    def __init__(self) -> None:
+        self.clock, self.store, self.lives = FakeClock(), FakeStore(), 0
+        self.lead = self.instance()
+
+    def instance(self) -> World:
+        self.lives += 1
+        world = World()
+        world.clock, world.store = self.clock, self.store
+        world.ctx = make_context(
+            A,
+            FakeNetwork(),
+            clock=self.clock,
+            store=self.store,
+            presence=Presence(1, 1, self.lives.to_bytes(16, "big")),
+        )
+        world.ctx.shared = self.store  # type: ignore[assignment]  # that it is shared is all that is asked
+        world.journal = Journal(world.ctx)
+        return world
+
+    def markers(self) -> int:
+        return len([key for key in self.store.tables[Table.META] if key.startswith(b"journal:")])
+
+    async def live(self, seconds: float, *, busy=()) -> None:
+        """Let time go by, in which the lead looks after things and `busy` instances write records."""
+        for turn in range(round(seconds / 5)):
+            for number, world in enumerate(busy):
+                world.note(turn, window=number)
+                await world.journal.flush()
+            await self.lead.journal.settle_others()
+            self.clock.advance(5.0)
+
+
+def test_the_lead_removes_the_markers_of_lives_that_are_over_and_of_no_other() -> None:
+    async def story() -> None:
+        node = Shared()
+        alive = node.instance()
+        for _ in range(40):  # instances that were killed, each with its last batch written
+            dead = node.instance()
+            dead.note(1)
+            await dead.journal.flush()
+        assert node.markers() == 40
+        await node.live(300.0, busy=(alive, node.lead))
+        assert node.markers() == 42  # not yet: they may be slow
+        await node.live(400.0, busy=(alive, node.lead))
+        assert node.markers() == 2
+        written = len(node.store.ledger)
+        await node.live(50.0, busy=(alive,))
+        assert len(node.store.ledger) == written + 10
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("how", Fails)
+def test_a_batch_whose_marker_was_removed_stands_in_the_ledger_once(how) -> None:
+    async def story() -> None:
+        node = Shared()
+        cut_off = node.instance()
+        cut_off.note(1, 2)
+        node.store.fail_next = how
+        with pytest.raises(StoreUnavailableError):
+            await cut_off.journal.flush()
+        await node.live(1_000.0)
+        assert node.markers() == 0
+        await cut_off.journal.flush()  # it reaches the store again
+        assert [record.slots for record in cut_off.records()] == [(1, 2)]
+        cut_off.note(3)
+        await cut_off.journal.flush()
+        assert [record.slots for record in cut_off.records()] == [(1, 2), (3,)]
 
     asyncio.run(story())
 

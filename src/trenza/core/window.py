@@ -30,6 +30,7 @@ class IssuerWindow:
     void: list[int] = field(default_factory=list)  # taken slots that must never be delivered
     later: list[tuple[int, int]] = field(default_factory=list)  # further sub-ranges in hand, beyond those of others
     beyond: int = 0  # slots below this one are given up, some by another instance; 0: there is no other
+    shared: bool = False  # another instance has reserved some
 
     @property
     def end(self) -> int:
@@ -51,6 +52,12 @@ class IssuerWindow:
     def in_hand(self) -> int:
         """Return the slots that can be taken without a commit."""
         return max(0, self.reserved - self.next) + sum(stop - start for start, stop in self.later)
+
+    @property
+    def given_up(self) -> frozenset[int]:
+        """Return the slots that may have become keys, whoever reserved them."""
+        free = {slot for start, stop in [(self.next, self.reserved), *self.later] for slot in range(start, stop)}
+        return frozenset(range(self.first, self.mark)) - free - frozenset(self.void)
 
     @property
     def issued(self) -> int:
@@ -240,6 +247,7 @@ class HeldWindow:
     marks: list[tuple[int, Nanoseconds]] = field(default_factory=list)  # (issued so far, when we heard it)
     life: bytes = b""  # the nonce of the life it was given to
     ceded: bool = False  # its issuer asked for it, in this life of ours; it gets the same answer if it asks again
+    shared: bool = False  # another instance of this node has delivered some
 
     def mark(self, issued: int, now: Nanoseconds) -> None:
         """Note how far the issuer has come; going back is ignored."""

@@ -207,7 +207,9 @@ class Granting:
         for window in [one for one in self._pair(peer).held.values() if one.closed is not None]:
             prefix = rows.window_key(b"", peer, window.number)
             found = await self._ctx.store.scan(Table.DELIVERED, prefix)
-            window.delivered.update(int.from_bytes(key[len(prefix) :], "big") for key, _ in found)
+            delivered = {int.from_bytes(key[len(prefix) :], "big") for key, _ in found}
+            window.shared = window.shared or not window.delivered >= delivered
+            window.delivered |= delivered
             window.void -= window.delivered
             self._pair(peer).held.settle(window)
 

@@ -19,7 +19,7 @@ import msgspec
 
 from trenza.base.errors import ConflictError, TrenzaError, UnavailableError
 from trenza.base.names import NodeId, SaeId
-from trenza.base.units import Bits, Nanoseconds
+from trenza.base.units import Bits, Nanoseconds, Seconds
 from trenza.core.key_records import decode_key_records, encode_key_records
 from trenza.core.policy import Policy
 from trenza.core.provenance import KEY_RECORD_VERSION, DoubtfulRecord, KeyRecord
@@ -34,6 +34,9 @@ _RECORDS: Final = 256  # in one entry at most, which is some 10 kB: whoever look
 _PAGE: Final = 1_000  # entries read at once
 _BATCHES: Final = b"journal:"
 _DOUBTFUL: Final = "doubtful"
+
+_IDLE: Final = Seconds(600.0)
+"""A marker of another life that stays so long the same is of a batch that nobody writes again without a look."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,7 @@ class _Stretch(NamedTuple):
 class _Batch:
     changes: Sequence[Change]
     keys: int
+    since: Seconds  # on Clock.elapsed
 
 
 class Journal:
@@ -98,6 +102,7 @@ class Journal:
         self._batch: _Batch | None = None  # handed to the store, and not known to be durable
         self._number = 0
         self._last = b""
+        self._others: dict[bytes, Seconds] = {}  # markers of other lives, and since when they are known
         self._writing = asyncio.Lock()
         self._has_notes = asyncio.Event()
         self._is_large = asyncio.Event()
@@ -202,18 +207,27 @@ class Journal:
         keys += sum(len(record.slots) for record in doubts)
         for page in noted:
             page.slots, page.times = [], []
-        return _Batch(changes, keys)
+        return _Batch(changes, keys, self._ctx.clock.elapsed())
 
     async def _write(self, batch: _Batch) -> None:
         try:
-            with contextlib.suppress(ConflictError):  # it was written when the store seemed to fail
-                await self._ctx.store.commit(batch.changes)
+            if not await self._stands(batch):
+                with contextlib.suppress(ConflictError):  # it was written when the store seemed to fail
+                    await self._ctx.store.commit(batch.changes)
         except TrenzaError:
             self._ctx.counters["journal_writes_failed"] += 1
             self._has_notes.set()  # it is tried again
             raise
         self._batch = None
         self._pending -= batch.keys
+
+    async def _stands(self, batch: _Batch) -> bool:
+        """Tell whether a batch that could not be written for so long that its marker may be gone is in the ledger."""
+        if self._ctx.shared is None or self._ctx.clock.elapsed() - batch.since < _IDLE / 2:
+            return False
+        first = next(change for change in batch.changes if isinstance(change, Append))
+        query = LedgerQuery(first.terms[0], first.kind, first.time, first.time, limit=_PAGE)
+        return any(entry.body == first.body for entry in await self._ctx.store.entries(query))
 
     def _entries(self, noted: Sequence[Page]) -> Iterator[Append]:
         """Return entries for what was issued and what was delivered, one span of time after the other."""
@@ -260,6 +274,18 @@ class Journal:
         if found:
             self._last = found[-1][0]
 
+    async def settle_others(self) -> None:
+        """Remove the markers of lives that are over, of other instances and before: those that rest for long.
+
+        One of an instance that lives and has nothing to write goes with them, and does no harm.
+        """
+        own = _BATCHES + self._ctx.presence.nonce
+        now, found = self._ctx.clock.elapsed(), await self._ctx.store.scan(Table.META, _BATCHES)
+        self._others = {key: self._others.get(key, now) for key, _ in found if not key.startswith(own)}
+        over = [key for key, since in self._others.items() if now - since >= _IDLE]
+        if over:
+            await self._ctx.store.commit([Delete(Table.META, key) for key in over])
+
     async def recorded(self, deed: str, peer: NodeId, window: int, segment: bytes) -> set[int]:
         """Return the slots of a window that the ledger names, in a record of their keys or as doubtful."""
         slots: set[int] = set()
@@ -272,6 +298,7 @@ class Journal:
                 after = entries[-1].sequence
                 for entry in entries:
                     slots |= _slots_in(entry.body, kind, deed, peer, window, segment)
+                    await asyncio.sleep(0)  # there may be very many, and others wait
         return slots
 
 

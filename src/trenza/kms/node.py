@@ -176,7 +176,7 @@ class Node:
                 f"the ID keys of {lost} past sessions cannot be opened: keys issued in them can neither be fetched "
                 "nor explained; were the store and the keyring restored from different times?"
             )
-        if self.ctx.shared is None:  # the last batch of another instance may still be on its way
+        if self.ctx.shared is None:  # else the last batch of another instance may still be on its way
             await self.journal.load()
         else:
             self.delivery.look_again = self._look_again
@@ -493,11 +493,12 @@ class Node:
             await self.waiting.find(key_id, caller)
 
     async def _look_at_others(self) -> None:
-        """Take in, now and then, what other instances have delivered and placed."""
+        """Take in, now and then, what other instances have delivered and placed, and what they left behind."""
         now = self.ctx.clock.elapsed()
         if self.ctx.shared is None or now - self._looked_at_others < _OTHERS_EVERY:
             return
         self._looked_at_others = now
+        await self.journal.settle_others()
         await self.waiting.refresh()
         for peer in self.pools.peers:
             await self.pools.granting.note_deliveries(peer)

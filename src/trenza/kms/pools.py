@@ -20,7 +20,7 @@ from trenza.base.errors import (
 from trenza.base.names import NodeId
 from trenza.base.secret import Secret
 from trenza.base.units import Nanoseconds, Seconds, nanoseconds
-from trenza.core.provenance import FORMAT_VERSION, DoubtfulRecord, SegmentRecord, ranges_of
+from trenza.core.provenance import DoubtfulRecord, SegmentRecord
 from trenza.core.segment import OpenSegment, SegmentFacts
 from trenza.core.slot_set import SlotSet
 from trenza.core.window import IssuerWindow
@@ -28,6 +28,7 @@ from trenza.kms import rows
 from trenza.kms.context import Context
 from trenza.kms.granting import Granting, held_row
 from trenza.kms.journal import Journal, doubtful_entry
+from trenza.kms.owed import Going, delivered_of, doubts, issued_of, owed
 from trenza.kms.pairs import Pair, segment_row
 from trenza.kms.ports import Append, Change, Delete, DeletePrefix, Expect, Insert, Put, Table
 from trenza.kms.stock import Accept, Segment
@@ -46,6 +47,7 @@ class Pools:
         self._pairs: dict[NodeId, Pair] = {}
         self.granting = Granting(ctx, self.pair)
         self.may_reserve: Callable[[], bool] = lambda: True  # not while an instance does not know who leads
+        self._used_up: dict[tuple[NodeId, int], Seconds] = {}  # windows that others shared: since when
 
     def pair(self, peer: NodeId) -> Pair:
         pair = self._pairs.get(peer)
@@ -105,7 +107,7 @@ class Pools:
             missing = frozenset(range(row.first, row.next)) - recorded
             self._ctx.counters["slots_given_up_at_start"] += row.count - len(recorded)
             self._ctx.counters["slots_doubtful"] += len(missing)
-            found += _doubtful("issued", row.segment, peer, window, missing)
+            found += doubts("issued", row.segment, peer, window, missing)
         return found
 
     async def _doubtful_deliveries(self) -> list[DoubtfulRecord]:
@@ -117,7 +119,7 @@ class Pools:
                     segment = window.facts.record.segment
                     recorded = await self._journal.recorded("delivered", peer, window.number, segment)
                     missing = window.delivered - recorded
-                    found += _doubtful("delivered", segment, peer, window.number, missing)
+                    found += doubts("delivered", segment, peer, window.number, missing)
         return found
 
     async def drop_all(self) -> None:
@@ -144,6 +146,7 @@ class Pools:
     async def _finish(self, segment: Segment) -> None:
         """Close a segment that the peer holds no more; keys it issued of it stay to be fetched until they expire."""
         segment.mine = segment.theirs = SlotSet()
+        going = issued_of(self._issuing(segment))
         changes: list[Change] = [segment_row(segment), *self._drop_issuing(segment)]
         held = self.pair(segment.peer).held
         for window in held.of_segment(segment.id):
@@ -151,6 +154,7 @@ class Pools:
                 held.close(window, self._ctx.clock.now())
                 changes.append(held_row(segment.peer, window))
         await self._journal.flush()
+        changes += await owed(self._ctx, self._journal, segment.peer, going)
         await self._ctx.store.commit(changes)
 
     # --- segments
@@ -191,23 +195,26 @@ class Pools:
             return
         pair.segments.remove(segment.id)
         changes: list[Change] = [Delete(Table.SEGMENT, segment.id), Delete(Table.SEGMENT_BYTES, segment.id)]
+        going = [*issued_of(self._issuing(segment)), *delivered_of(pair.held.of_segment(segment.id))]
         changes += self._drop_issuing(segment)
         for held in pair.held.of_segment(segment.id):
             changes += self.granting.forget(segment.peer, held)
         await self._erase(segment)
         await self._journal.flush_of(segment.id)  # the rows say until then what may lack a record
-        await self._ctx.store.commit(changes)
+        await self._ctx.store.commit([*await owed(self._ctx, self._journal, segment.peer, going), *changes])
 
     def _drop_issuing(self, segment: Segment) -> list[Change]:
         """Let go of the windows of a segment that this node issues from."""
-        pair = self.pair(segment.peer)
-        windows = [one for one in pair.issuer if one.facts is segment.facts]
-        return [self._let_issuing_go(segment.peer, window) for window in windows]
+        return [self._let_issuing_go(segment.peer, window) for window in self._issuing(segment)]
+
+    def _issuing(self, segment: Segment) -> list[IssuerWindow]:
+        return [one for one in self.pair(segment.peer).issuer if one.facts is segment.facts]
 
     def _let_issuing_go(self, peer: NodeId, window: IssuerWindow) -> Change:
         """Issue no more from a window; say what to delete."""
         pair = self.pair(peer)
         pair.issuer.remove(window.number)
+        self._used_up.pop((peer, window.number), None)
         pair.segments.look_again(window.facts.record.segment)
         return Delete(Table.WINDOW, rows.window_key(rows.ISSUER, peer, window.number))
 
@@ -493,6 +500,7 @@ class Pools:
         for window in list(pool):
             value = found.get(rows.window_key(rows.ISSUER, peer, window.number))
             mark = window.end if value is None else rows.decode(value, rows.IssuerWindowRow).next
+            window.shared = window.shared or (value is not None and mark > window.mark)
             window.beyond = max(window.mark, mark)
 
     def note_reserved_by_others(self, found: Iterable[tuple[bytes, bytes]]) -> list[tuple[NodeId, bool, int]]:
@@ -510,7 +518,7 @@ class Pools:
             window, row = pair.issuer.get(int.from_bytes(rest, "big")), rows.decode(value, rows.IssuerWindowRow)
             if window is not None and row.next > window.mark:
                 taken.append((peer, window.facts.full, row.next - window.mark))
-                window.beyond = row.next
+                window.beyond, window.shared = row.next, True
         return taken
 
     @staticmethod
@@ -526,11 +534,13 @@ class Pools:
             How far each window was issued, by the node that granted it, which is to be told.
         """
         told: dict[NodeId, tuple[WindowMark, ...]] = {}
+        going: dict[NodeId, list[Going]] = {}
         changes: list[Change] = []
         for peer, pair in self._pairs.items():
             told[peer] = self.marks(peer)
             if self._ctx.shared is not None:
                 await self._read_marks(peer)
+                going[peer] = issued_of(pair.issuer)
                 for window in pair.issuer:
                     window.next = window.reserved = window.mark  # what is in hand anywhere is given up
                     window.later.clear()
@@ -542,6 +552,8 @@ class Pools:
                 segment.theirs = segment.theirs.with_range(window.next, window.left)
                 changes += [self._let_issuing_go(peer, window), segment_row(segment)]
         await self._journal.flush()
+        for peer, some in going.items():
+            changes += await owed(self._ctx, self._journal, peer, some)
         if changes:
             await self._ctx.store.commit(changes)
         return told
@@ -576,17 +588,20 @@ class Pools:
         pair = self.pair(peer)
         now = self._ctx.clock.now()
         changes: list[Change] = []
+        going: list[Going] = []
         for held in pair.held.over(Nanoseconds(now - key_lifetime)):
             if not pair.segments[held.facts.record.segment].users:
+                going += delivered_of([held])
                 self._ctx.counters["slots_expired"] += max(0, held.issued - len(held.delivered | held.void))
                 changes += self.granting.forget(peer, held)
         oldest = {full: Nanoseconds(now - nanoseconds(age)) for full, age in max_age.items()}
         for aged in [window for window in pair.issuer if window.facts.record.created < oldest[window.facts.full]]:
             self._ctx.counters["slots_aged"] += aged.left
+            going += issued_of([aged])
             changes.append(self._let_issuing_go(peer, aged))
         if changes:
             await self._journal.flush()
-            await self._ctx.store.commit(changes)
+            await self._ctx.store.commit([*await owed(self._ctx, self._journal, peer, going), *changes])
         over = pair.segments.maybe_over()
         over += [one for full, moment in oldest.items() for one in pair.segments.made_before(moment, full=full)]
         for segment in over:
@@ -599,20 +614,24 @@ class Pools:
         """Forget the windows that are used up, once the peer has been told so."""
         pair = self.pair(peer)
         changes: list[Change] = []
+        going: list[Going] = []
         for mark in told:
             window = pair.issuer.get(mark.window)
             if window is None or window.left or mark.issued < window.count or len(mark.void) < len(window.void):
                 continue
+            if window.shared and not self._has_rested(peer, window):
+                continue
+            going += issued_of([window])
             changes.append(self._let_issuing_go(peer, window))
         if changes:
             await self._journal.flush()
-            await self._ctx.store.commit(changes)
+            await self._ctx.store.commit([*await owed(self._ctx, self._journal, peer, going), *changes])
+
+    def _has_rested(self, peer: NodeId, window: IssuerWindow) -> bool:
+        """Tell whether other instances have had time to issue the rest of a window, and to record it."""
+        now = self._ctx.clock.elapsed()
+        return now - self._used_up.setdefault((peer, window.number), now) >= 2 * self._ctx.settings.lease
 
     @staticmethod
     def _in_use(pair: Pair, segment: Segment) -> bool:
         return pair.held.needs(segment.id) or any(window.facts is segment.facts for window in pair.issuer)
-
-
-def _doubtful(deed: str, segment: bytes, peer: NodeId, window: int, missing: Iterable[int]) -> list[DoubtfulRecord]:
-    ranges = ranges_of(missing)
-    return [DoubtfulRecord(FORMAT_VERSION, deed, segment, peer, window, ranges)] if ranges else []
