@@ -10,7 +10,7 @@ from tests.core.records import facts, hop
 from trenza.base.errors import MissingOriginError
 from trenza.base.secret import Secret
 from trenza.core.segment import FULL_ORIGINS, PLAIN_ORIGINS, OpenSegment, assemble, comparison_tag
-from trenza.core.strand import STRAND_BYTES, Origin, Transcript
+from trenza.core.strand import STRAND_BYTES, TRANSCRIPT_BYTES, Origin, Transcript
 
 TRANSCRIPT = Transcript(b"i" * 48, b"r" * 48)
 KEY = Secret(bytearray(range(48)))
@@ -83,7 +83,7 @@ def test_wiping_a_bundle_leaves_the_segment_and_wiping_the_segment_leaves_nothin
     with pytest.raises(ValueError, match="no such slot"):
         segment.bundle(1, FULL_ORIGINS)
     with pytest.raises(ValueError, match="no such slot"):
-        segment.joined(0, FULL_ORIGINS)
+        list(segment.each(0, FULL_ORIGINS))
     segment.wipe()
 
 
@@ -117,3 +117,19 @@ def test_the_comparison_finds_any_changed_byte_of_strands_and_record(data):
         comparison_tag(Secret.of(bits), record, verify_key=KEY, role=b"follower"),  # so no tag can be echoed
     ]
     assert tag not in others
+
+
+def test_a_slot_with_a_strand_of_zeros_gives_none_and_its_neighbours_do():
+    segment, dead = opened(4), 2
+    material = bytearray(segment._material.view())
+    at = 2 * TRANSCRIPT_BYTES + (4 + dead) * STRAND_BYTES  # of the second origin
+    material[at : at + STRAND_BYTES] = bytes(STRAND_BYTES)
+    material[at - 7 : at] = bytes(7)  # more zeros before it do not hide it
+    segment = OpenSegment(segment.facts, Secret(material))
+    with pytest.raises(ValueError, match="all zeros"):
+        list(segment.each(dead, FULL_ORIGINS))
+    assert len(list(segment.each(dead, (FULL_ORIGINS[0],)))) == 1
+    for slot in (1, 3):
+        assert [bytes(one) for one in segment.each(slot, FULL_ORIGINS)] == [
+            bytes(segment.bundle(slot, FULL_ORIGINS).strand(origin).view()) for origin in FULL_ORIGINS
+        ]

@@ -48,6 +48,10 @@ class Secret:
         """Return the bytes, read-only, without a copy; valid until `wipe`."""
         return memoryview(self._buffer).toreadonly()
 
+    def find(self, part: bytes, first: int = 0) -> int:
+        """Return where `part` begins for the first time, from `first` on; -1 if it is not there."""
+        return self._buffer.find(part, first)
+
     def cut(self, first: int, length: int) -> Secret:
         """Return a copy of `length` bytes from `first`; the caller wipes it.
 

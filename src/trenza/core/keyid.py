@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from dataclasses import dataclass, field
+from struct import Struct
 from uuid import UUID
 
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -37,6 +38,7 @@ assert PAYLOAD_BITS + TAG_BITS == 122
 SLOT_STEP = 1 << (HANDLE_BITS + SIZE_BITS + RECIPE_BITS)
 """What a packed address grows by from one slot to the next."""
 
+_QUAD = Struct(">Q")
 _PAYLOAD_MASK = (1 << PAYLOAD_BITS) - 1
 _TAG_MASK = (1 << TAG_BITS) - 1
 
@@ -140,12 +142,12 @@ class KeyIdSeal:
     def of(self, payload: int) -> int:
         """Return the key ID, as a UUID's number, of a packed address."""
         mac = self._tag.copy()
-        mac.update(payload.to_bytes(8, "big") + self._binding)
-        tag = int.from_bytes(mac.finalize()[:8], "big") & _TAG_MASK
+        mac.update(_QUAD.pack(payload) + self._binding)
+        tag = _QUAD.unpack_from(mac.finalize())[0] & _TAG_MASK
         mac = self._mask.copy()
-        mac.update(tag.to_bytes(8, "big"))
-        free = (payload ^ (int.from_bytes(mac.finalize()[:8], "big") & _PAYLOAD_MASK)) << TAG_BITS | tag
-        return _numbered(free)
+        mac.update(_QUAD.pack(tag))
+        masked = payload ^ _QUAD.unpack_from(mac.finalize())[0] & _PAYLOAD_MASK
+        return _numbered(masked, tag)
 
 
 def read_key_id(key_id: UUID, keys: IdKeys) -> KeyAddress:
@@ -167,7 +169,7 @@ def read_packed(number: int, keys: IdKeys) -> int:
 def verify_packed(number: int, payload: int, keys: IdKeys, *, binding: bytes) -> bool:
     """Tell what `verify_key_id` tells, of a packed address."""
     free = _free_bits(number)
-    if _numbered(free) != number:
+    if _numbered(free >> TAG_BITS, free & _TAG_MASK) != number:
         return False  # version and variant carry no tag, yet the key is bound to all 128 bits
     tag = _tag(payload, keys, binding)
     return hmac.compare_digest(tag.to_bytes(8, "big"), (free & _TAG_MASK).to_bytes(8, "big"))
@@ -183,10 +185,9 @@ def _mask(tag: int, keys: IdKeys) -> int:
     return int.from_bytes(digest[:8], "big") & _PAYLOAD_MASK
 
 
-def _numbered(free: int) -> int:
-    """Return the number of the UUID with these 122 free bits."""
-    high, middle, low = free >> 74, (free >> 62) & 0xFFF, free & ((1 << 62) - 1)
-    return high << 80 | 0x4 << 76 | middle << 64 | 0b10 << 62 | low
+def _numbered(masked: int, tag: int) -> int:
+    """Return the number of the UUID with these 62 + 60 free bits."""
+    return masked >> 14 << 80 | 0x4 << 76 | (masked >> 2 & 0xFFF) << 64 | 0b10 << 62 | (masked & 0b11) << 60 | tag
 
 
 def _free_bits(value: int) -> int:

@@ -23,11 +23,9 @@ from trenza.core.combine import STANDARD_ORDER, combine, label_of
 from trenza.core.kdf import lv
 from trenza.core.recipe import Combiner
 from trenza.core.segment import OpenSegment
-from trenza.core.strand import NO_EXCHANGE, STRAND_BYTES, Origin
+from trenza.core.strand import NO_EXCHANGE, Origin
 
 _SHA384 = SHA384()
-_DEAD_STRAND = bytes(STRAND_BYTES)
-_NO_STRANDS = {count: bytes(count * STRAND_BYTES) for count in (1, 2, 3)}
 
 
 class KeyPlan:
@@ -70,23 +68,18 @@ class KeyPlan:
         """Return the key with this ID out of the slots from `slot` on; the caller wipes it.
 
         Raises:
-            ValueError: no such slot, or a strand was wiped.
+            ValueError: no such slot, or a strand was wiped, or is dead.
         """
         if not self._order:
             return self._combined(slot, key_id)
         context = self._context.copy()
         context.update(key_id + self._tail)
-        strands = self._segment.joined(slot, self._order)
-        try:
-            if _DEAD_STRAND in strands:  # hardly ever, and then almost surely a whole strand
-                _refuse_dead(strands)
-            extract = self._extract.copy()
-            extract.update(strands)
-            key = bytearray(self._length)
-            HKDFExpand(_SHA384, self._length, context.digest()).derive_into(extract.finalize(), key)
-            return key
-        finally:
-            strands[:] = _NO_STRANDS[len(self._order)]
+        extract = self._extract.copy()
+        for strand in self._segment.each(slot, self._order):
+            extract.update(strand)
+        key = bytearray(self._length)
+        HKDFExpand(_SHA384, self._length, context.digest()).derive_into(extract.finalize(), key)
+        return key
 
     def _combined(self, slot: int, key_id: bytes) -> bytearray:
         info = replace(self._info, key_id=key_id)
@@ -97,10 +90,3 @@ class KeyPlan:
         finally:
             for bundle in bundles:
                 bundle.wipe()
-
-
-def _refuse_dead(strands: bytearray) -> None:
-    """Raise where a strand was wiped by its owner, or comes from a dead source: a known secret."""
-    for start in range(0, len(strands), STRAND_BYTES):
-        if strands.startswith(_DEAD_STRAND, start):
-            raise ValueError("a strand is all zeros")

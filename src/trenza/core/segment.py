@@ -8,7 +8,7 @@ Pure.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from trenza.base.secret import Secret
@@ -19,6 +19,7 @@ FULL_ORIGINS = (Origin.CLASSICAL, Origin.PQC, Origin.QKD)
 PLAIN_ORIGINS = (Origin.CLASSICAL, Origin.PQC)
 
 _STRANDS_AT = 2 * TRANSCRIPT_BYTES
+_DEAD_STRAND = bytes(STRAND_BYTES)
 
 
 def assemble(transcript: Transcript, classical: Secret, pqc: Secret, qkd: Secret | None) -> Secret:
@@ -61,7 +62,7 @@ class SegmentFacts:
 class OpenSegment:
     """A segment's strands, unsealed while keys are made of it. Whoever opened it wipes it."""
 
-    __slots__ = ("_material", "_slots", "_starts", "_strands", "facts", "transcript")
+    __slots__ = ("_dead", "_material", "_slots", "_starts", "_strands", "facts", "transcript")
 
     def __init__(self, facts: SegmentFacts, material: Secret) -> None:
         expected = _STRANDS_AT + facts.record.slots * STRAND_BYTES * len(facts.record.origins)
@@ -73,6 +74,7 @@ class OpenSegment:
         self._slots = facts.record.slots
         part = self._slots * STRAND_BYTES
         self._starts = {origin: _STRANDS_AT + index * part for index, origin in enumerate(facts.record.origins)}
+        self._dead = _dead_strands(material)
         self.transcript = Transcript(bytes(view[:TRANSCRIPT_BYTES]), bytes(view[TRANSCRIPT_BYTES:_STRANDS_AT]))
 
     def __repr__(self) -> str:
@@ -97,24 +99,35 @@ class OpenSegment:
             }
         )
 
-    def joined(self, slot: int, origins: Sequence[Origin]) -> bytearray:
-        """Return the strands of `slot` laid end to end in the order of `origins`; the caller wipes them.
+    def each(self, slot: int, origins: Sequence[Origin]) -> Iterator[memoryview]:
+        """Yield the strands of `slot` in the order of `origins`, without a copy; not to be kept.
 
         Raises:
-            ValueError: there is no such slot, or none any more.
+            ValueError: there is no such slot, or none any more, or a strand of it is dead.
             KeyError: the segment lacks an origin.
         """
         if not 0 <= slot < self._slots:
             raise ValueError("no such slot")
-        material, starts = self._strands, self._starts
-        strands = bytearray()
+        strands, starts, at = self._strands, self._starts, slot * STRAND_BYTES
         for origin in origins:
-            start = starts[origin] + slot * STRAND_BYTES
-            strands += material[start : start + STRAND_BYTES]
-        return strands
+            start = starts[origin] + at
+            if start in self._dead:  # hardly ever is there any
+                raise ValueError("a strand is all zeros")
+            yield strands[start : start + STRAND_BYTES]
 
     def wipe(self) -> None:
         """Overwrite the strands and let go of their memory: what was prepared for this segment may be kept on."""
         self._material.wipe()
         self._strands.release()
         self._material, self._slots = Secret(bytearray()), 0
+
+
+def _dead_strands(material: Secret) -> frozenset[int]:
+    """Return where strands of zeros begin: they come from a dead source, and everybody knows them."""
+    found, at = set(), material.find(_DEAD_STRAND, _STRANDS_AT)
+    while at >= 0:
+        strand, inside = divmod(at - _STRANDS_AT, STRAND_BYTES)
+        if inside == 0:
+            found.add(at)
+        at = material.find(_DEAD_STRAND, _STRANDS_AT + (strand + 1) * STRAND_BYTES)
+    return frozenset(found)
