@@ -152,6 +152,37 @@ def test_a_new_book_spreads_and_keys_of_the_former_policies_stay_fetchable_even_
     run(story())
 
 
+def _with_saes_at(scenario, **homes: str):
+    saes = tuple(_changed(sae, node=NodeId(homes.get(sae.name, sae.node))) for sae in scenario.saes)
+    return _changed(scenario, saes=saes)
+
+
+MOVES = _changed(
+    network("ABC", "AB BC AC", {"A1 B1": "default", "B1 B2": "local", "A2 B2": "default", "A1 C1": "default"}),
+    policies=(
+        Policy("default", ("hybrid-catkdf",), key_lifetime_s=60),
+        Policy("local", ("local",), key_lifetime_s=60),
+    ),
+)
+
+
+def test_neighbours_that_a_new_book_makes_partners_begin_to_fill() -> None:
+    async def story() -> None:
+        world = await started(MOVES)
+        await _install(world, 2, _with_saes_at(MOVES, A1="C"))
+        assert "C" in world.node("B").partners()
+        await asyncio.sleep(20.0)
+        assert world.node("B").pools.ready_segments(NodeId("C"))
+        await _install(world, 3, MOVES)
+        await asyncio.sleep(1.0)
+        made = len(world.node("B").pools.ready_segments(NodeId("C")))
+        await asyncio.sleep(20.0)
+        assert len(world.node("B").pools.ready_segments(NodeId("C"))) <= made  # they share nothing any more
+        await world.stop_all()
+
+    run(story())
+
+
 def test_a_rule_taken_away_ends_issuing_and_fetching_and_an_old_book_is_refused() -> None:
     async def story() -> None:
         world = await started(TWO)

@@ -161,6 +161,7 @@ class Node:
         self._kicks: dict[Hashable, asyncio.Event] = {}
         self._group: asyncio.TaskGroup | None = None
         self._installing = asyncio.Lock()
+        self._filled: frozenset[NodeId] = frozenset()  # those of the peers whose pools are filled
         self._started = False
 
     # --- life
@@ -317,6 +318,7 @@ class Node:
             return
         partners, links = self.partners(), sorted(self.ctx.links)
         peers = sorted({*partners, *self.neighbours()})
+        self._filled = frozenset(partners)
         wanted: dict[Hashable, tuple[Seconds, Callable[[], Awaitable[bool]]]] = {}
         settings = self.ctx.settings
         for peer in peers:
@@ -324,7 +326,7 @@ class Node:
             if peer in partners:
                 wanted["windows", peer] = (settings.beat_interval, partial(self._windows, peer))
             if self.ctx.leads(peer):
-                wanted["lead", peer] = (settings.fill_interval, partial(self._lead, peer, fills=peer in partners))
+                wanted["lead", peer] = (settings.fill_interval, partial(self._lead, peer))
         for link in links:
             wanted["ingest", link] = (settings.ingest_interval, partial(self._ingest, link))
         wanted["levels",] = (settings.levels_interval, self._levels)
@@ -444,7 +446,7 @@ class Node:
                 await ctx.peers.call(peer, SegmentDrop(segment), timeout=ctx.settings.call_timeout)
         return bool(answer.grants)
 
-    async def _lead(self, peer: NodeId, *, fills: bool) -> bool:
+    async def _lead(self, peer: NodeId) -> bool:
         """Open the session when there is none, and fill what is wanted; one exchange at a time."""
         ctx = self.ctx
         if peer not in ctx.sessions or self.sessions.is_old(peer):
@@ -452,7 +454,7 @@ class Node:
             self.kick("beat", peer)
             self.kick("levels")
             return True
-        if not fills:
+        if peer not in self._filled:
             return False
         filled = False
         for want in self.demand.wants(peer):
