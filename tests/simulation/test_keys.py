@@ -17,9 +17,9 @@ from trenza.base.errors import (
     UnavailableError,
     UnknownKeyError,
 )
-from trenza.base.names import LinkId, NodeId
+from trenza.base.names import LinkId, NodeId, SaeId
 from trenza.base.units import Bits, Nanoseconds
-from trenza.core.delivery import Wishes
+from trenza.core.delivery import IssueRequest, Wishes
 from trenza.core.policy import Policy, Rule
 from trenza.core.strand import Origin
 from trenza.lab.loop import run
@@ -166,6 +166,43 @@ MOVES = _changed(
 )
 
 
+@pytest.mark.parametrize("restarts", [False, True])
+def test_keys_of_an_sae_that_moves_are_fetched_where_it_was_served_and_new_ones_where_it_is(restarts) -> None:
+    async def story() -> None:
+        world = await started(MOVES)
+        old = await issue(world, "A1", "B1", number=3)
+        drawn = await issue(world, "B2", "B1", number=2)
+        await _install(world, 2, _with_saes_at(MOVES, B1="C"))
+        before, now = world.node("B").delivery, world.node("C").delivery
+        if restarts:
+            await world.crash(NodeId("B"))
+            await world.start(NodeId("B"))
+            await asyncio.sleep(5.0)
+            before = world.node("B").delivery
+        for key, initiator in ((old[0], "A1"), (drawn[0], "B2")):
+            (fetched,) = await before.fetch(SaeId("B1"), SaeId(initiator), [key.key_id], tls_group="")
+            assert fetched.key == key.key
+            with pytest.raises(UnknownKeyError):  # once
+                await before.fetch(SaeId("B1"), SaeId(initiator), [key.key_id], tls_group="")
+        assert world.node("B").ctx.counters["keys_delivered_after_a_move"] == 2
+        with pytest.raises(UnknownKeyError) as refused:
+            await now.fetch(SaeId("B1"), SaeId("A1"), [old[1].key_id], tls_group="")
+        assert refused.value.details == ({"former_KME_ID": "B"},)
+        with pytest.raises(UnauthorisedError):  # nothing new there
+            await before.issue(SaeId("B1"), IssueRequest(SaeId("A1")))
+        (new,) = await issue(world, "A1", "B1")
+        assert (await now.fetch(SaeId("B1"), SaeId("A1"), [new.key_id], tls_group=""))[0].key == new.key
+        await asyncio.sleep(70.0)
+        with pytest.raises(UnauthorisedError):
+            await before.fetch(SaeId("B1"), SaeId("A1"), [old[2].key_id], tls_group="")
+        with pytest.raises(UnknownKeyError) as refused:
+            await now.fetch(SaeId("B1"), SaeId("A1"), [old[2].key_id], tls_group="")
+        assert refused.value.details == ()
+        await world.stop_all()
+
+    run(story())
+
+
 def test_neighbours_that_a_new_book_makes_partners_begin_to_fill() -> None:
     async def story() -> None:
         world = await started(MOVES)
@@ -178,6 +215,33 @@ def test_neighbours_that_a_new_book_makes_partners_begin_to_fill() -> None:
         made = len(world.node("B").pools.ready_segments(NodeId("C")))
         await asyncio.sleep(20.0)
         assert len(world.node("B").pools.ready_segments(NodeId("C"))) <= made  # they share nothing any more
+        await world.stop_all()
+
+    run(story())
+
+
+def test_keys_of_an_initiator_that_moves_are_fetched_as_ever() -> None:
+    async def story() -> None:
+        world = await started(MOVES)
+        old = await issue(world, "A1", "B1", number=2)
+        await _install(world, 2, _with_saes_at(MOVES, A1="C"))
+        assert (await fetch(world, "B1", "A1", [old[0].key_id]))[0].key == old[0].key
+        await asyncio.sleep(20.0)  # C and B have not shared keys before
+        (new,) = await world.node("C").delivery.issue(SaeId("A1"), IssueRequest(SaeId("B1")))
+        assert (await fetch(world, "B1", "A1", [new.key_id]))[0].key == new.key
+        await world.stop_all()
+
+    run(story())
+
+
+def test_an_sae_that_moved_and_lost_its_rule_gets_nothing_where_it_was() -> None:
+    async def story() -> None:
+        world = await started(MOVES)
+        (old,) = await issue(world, "A1", "B1")
+        moved = _with_saes_at(MOVES, B1="C")
+        await _install(world, 2, _changed(moved, rules=MOVES.rules[1:]))
+        with pytest.raises(UnauthorisedError):
+            await fetch(world, "B1", "A1", [old.key_id])
         await world.stop_all()
 
     run(story())

@@ -119,6 +119,7 @@ class Context:
     signed_book: SignedBook | None = None
     book_in_force: Book | None = None  # None: the node has none yet
     former_books: tuple[Book, ...] = ()  # newest first; keys issued under them may still be fetched
+    replaced: tuple[Nanoseconds, ...] = ()  # since when each of these is a former one, as far as this life knows
     links: dict[LinkId, LinkEnd] = field(default_factory=dict)
     sessions: dict[NodeId, Session] = field(default_factory=dict)
     counters: Counter[str] = field(default_factory=Counter)  # names in docs/reference/metrics.md
@@ -149,6 +150,7 @@ class Context:
     def set_book(self, book: Book, signed: SignedBook) -> None:
         if self.book_in_force is not None:
             self.former_books = (self.book_in_force, *self.former_books)[:_FORMER_BOOKS]
+            self.replaced = (self.clock.now(), *self.replaced)[:_FORMER_BOOKS]
         self.book_in_force = book
         self.signed_book = signed
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
 from uuid import UUID
 
 from trenza.base.errors import (
@@ -22,7 +23,7 @@ from trenza.base.errors import (
 )
 from trenza.base.names import SaeId
 from trenza.base.rate import TokenBucket
-from trenza.base.units import Bits, Seconds
+from trenza.base.units import Bits, Nanoseconds, Seconds
 from trenza.core.choice import UNMET, acceptance, recipes_for
 from trenza.core.delivery import DeliveredKey, IssueRequest, PairStatus, Wishes
 from trenza.core.keyid import SIZE_MAX
@@ -30,11 +31,14 @@ from trenza.core.policy import Policy, SaeEntry
 from trenza.core.recipe import LOCAL, Recipe
 from trenza.kms.context import Context
 from trenza.kms.issuing import Issuing
+from trenza.kms.moves import placed_before, served_before
 from trenza.kms.orders import Order
 from trenza.kms.shares import Asked, Shares
 from trenza.kms.slots import Found, Pair, Slots
 from trenza.kms.waiting import WaitingKeys
 from trenza.kms.wrap import MAC_BITS, Leg, Wrapped
+
+_MOST_PAIRS: Final = 10_000  # remembered at once
 
 
 class Delivery:
@@ -57,6 +61,7 @@ class Delivery:
         self._waiting = waiting
         self._shares = shares
         self._pairs: dict[tuple[int, SaeId, SaeId], Pair] = {}
+        self._moved: dict[tuple[int, SaeId, SaeId], list[tuple[Pair, Nanoseconds]]] = {}
         self._bad_ids: dict[SaeId, TokenBucket] = {}
         self._fetches = 0  # under way
         self._no_fetches = asyncio.Event()
@@ -76,13 +81,34 @@ class Delivery:
             first, second = book.sae_by_name.get(initiator), book.sae_by_name.get(target)
             if policy is None or first is None or second is None:
                 raise UnauthorisedError("the policy book does not let this pair share keys")
-            if len(self._pairs) > 10_000:
+            if len(self._pairs) > _MOST_PAIRS:
                 self._pairs.clear()
             cached = self._pairs[book.version, initiator, target] = Pair(first, second, policy)
         mine = cached.initiator if caller == initiator else cached.target
         if mine.node != self._ctx.name:
             raise UnauthorisedError("this SAE is served by another node")
         return cached
+
+    def _fetch_pairs(self, caller: SaeId, initiator: SaeId) -> list[Pair]:
+        """Return the pair as the book places it, and as books before did: keys stay where they were issued to.
+
+        Raises:
+            UnauthorisedError: none of them is of an SAE that is, or was lately, served here.
+        """
+        book, now = self._ctx.book, self._ctx.clock.now()
+        wanted = (book.version, initiator, caller)
+        moved = self._moved.get(wanted)
+        if moved is None:
+            if len(self._moved) > _MOST_PAIRS:
+                self._moved.clear()
+            moved = self._moved[wanted] = placed_before(self._ctx, initiator, caller)
+        former = [pair for pair, until in moved if now <= until]
+        try:
+            return [self._pair(caller, initiator, caller), *former]
+        except UnauthorisedError:
+            if not former:
+                raise
+            return former
 
     def _former_policies(self, pair: Pair) -> list[Policy]:
         """Return what else the pair's keys were made under lately, newest first."""
@@ -329,7 +355,7 @@ class Delivery:
     async def _fetched(
         self, caller: SaeId, initiator: SaeId, key_ids: Sequence[UUID], tls_group: str
     ) -> Sequence[DeliveredKey]:
-        pair = self._pair(caller, initiator, caller)
+        pairs = self._fetch_pairs(caller, initiator)
         most = self._ctx.settings.max_keys_per_request
         if len(key_ids) > most:
             raise InvalidRequestError(f"more key_IDs than max_key_per_request {most}")
@@ -338,24 +364,46 @@ class Delivery:
         if not bucket.allows(now):
             raise UnavailableError("too many unknown key IDs were asked for; try again later")
         try:
-            found, waiting = await self._found(pair, caller, key_ids)
-        except (UnauthorisedError, UnknownKeyError):
+            pair, found, waiting = await self._found(pairs, caller, key_ids)
+        except (UnauthorisedError, UnknownKeyError) as error:
             bucket.spend(len(key_ids), now)
             self._ctx.counters["fetches_refused"] += 1
-            raise
+            former = served_before(self._ctx, caller)
+            if isinstance(error, UnauthorisedError) or former is None:
+                raise
+            raise UnknownKeyError(error.message, details=({"former_KME_ID": former},)) from None
         keys = await self._deliver_all(pair, found, waiting, tls_group)
         self._ctx.counters["keys_delivered"] += len(keys)
+        if pair is not pairs[0] or pair.target.node != self._ctx.book.sae_by_name[caller].node:
+            self._ctx.counters["keys_delivered_after_a_move"] += len(keys)
         return [keys[key_id] for key_id in key_ids]
 
-    async def _found(self, pair: Pair, caller: SaeId, key_ids: Sequence[UUID]) -> tuple[list[Found], list[UUID]]:
+    async def _found(
+        self, pairs: Sequence[Pair], caller: SaeId, key_ids: Sequence[UUID]
+    ) -> tuple[Pair, list[Found], list[UUID]]:
         """Reserve every key, or none; what is not known here may be known to another instance."""
         try:
-            return self._find_all(pair, caller, key_ids)
+            return self._find_in(pairs, caller, key_ids)
         except (UnauthorisedError, UnknownKeyError):
             if self.look_again is None:
                 raise
         await self.look_again(caller, key_ids)
-        return self._find_all(pair, caller, key_ids)
+        return self._find_in(pairs, caller, key_ids)
+
+    def _find_in(
+        self, pairs: Sequence[Pair], caller: SaeId, key_ids: Sequence[UUID]
+    ) -> tuple[Pair, list[Found], list[UUID]]:
+        """Reserve every key as of one and the same of these pairs; what the first says is the refusal."""
+        refusal: TrenzaError | None = None
+        for pair in pairs:
+            try:
+                found, waiting = self._find_all(pair, caller, key_ids)
+            except (UnauthorisedError, UnknownKeyError) as error:
+                refusal = refusal or error
+            else:
+                return pair, found, waiting
+        assert refusal is not None
+        raise refusal
 
     def _find_all(self, pair: Pair, caller: SaeId, key_ids: Sequence[UUID]) -> tuple[list[Found], list[UUID]]:
         """Reserve every key, or none."""
