@@ -81,14 +81,12 @@ class Cedes:
             for asked in list(self._asked[peer]):
                 won += await self._ask(peer, asked)
             for surplus in self._demand.surplus(peer, wanted=wanted):
-                given_up = self._give_up(peer, surplus)
-                await self._make_durable(peer, given_up)
-                for asked in given_up:
+                for asked in await self._give_up(peer, surplus):
                     won += await self._ask(peer, asked)
             return won
 
-    def _give_up(self, peer: NodeId, surplus: Surplus) -> list[_Asked]:
-        """Take slots out of what may be granted, from the upper end: from here on they are nobody's."""
+    async def _give_up(self, peer: NodeId, surplus: Surplus) -> list[_Asked]:
+        """Take slots out of what may be granted, from the upper end, durably: from here on they are nobody's."""
         session = self._ctx.session(peer)
         missing = surplus.slots
         given_up: list[_Asked] = []
@@ -105,6 +103,7 @@ class Cedes:
         for asked in given_up:
             asked.segment.users += 1  # it is not tidied away while its slots are nobody's
             self._asked[peer].append(asked)
+        await self._make_durable(peer, given_up)
         return given_up
 
     async def _make_durable(self, peer: NodeId, given_up: Sequence[_Asked]) -> None:
