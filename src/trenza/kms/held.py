@@ -24,9 +24,7 @@ class Holding(Mapping[int, HeldWindow]):
     def __init__(self) -> None:
         self._windows: dict[int, HeldWindow] = {}
         self._open: dict[int, HeldWindow] = {}  # the peer may still issue from these
-        self._closed: list[
-            tuple[int, int, HeldWindow]
-        ] = []  # a heap, by the time; may name what is gone, or open again
+        self._closed: list[tuple[int, int]] = []  # a heap, by the time; may name what is gone, or open again
         self._spent: dict[int, HeldWindow] = {}  # nothing can be fetched of these any more
         self._of_segment: Counter[bytes] = Counter()
 
@@ -47,7 +45,8 @@ class Holding(Mapping[int, HeldWindow]):
         return self._windows.get(number, default)
 
     def add(self, window: HeldWindow) -> None:
-        """Take in a window of a number that is free."""
+        """Take in a window; one of that number that was there before is gone."""
+        self.remove(window.number)
         self._windows[window.number] = self._open[window.number] = window
         self._of_segment[window.facts.record.segment] += 1
         self.settle(window)
@@ -68,6 +67,7 @@ class Holding(Mapping[int, HeldWindow]):
         """Let go of all of them."""
         for number in list(self._windows):
             self.remove(number)
+        self._closed.clear()
 
     def settle(self, window: HeldWindow) -> None:
         """Take in that a window was closed, or that keys of it were delivered or declared void."""
@@ -75,7 +75,7 @@ class Holding(Mapping[int, HeldWindow]):
         if self._windows.get(number) is not window:
             return
         if window.closed is not None and self._open.pop(number, None) is not None:
-            heapq.heappush(self._closed, (window.closed, number, window))
+            heapq.heappush(self._closed, (window.closed, number))
         if window.spent:
             self._spent[number] = window
 
@@ -112,7 +112,8 @@ class Holding(Mapping[int, HeldWindow]):
         """Return the windows that are spent, or were closed before a moment; those that stay are told again."""
         found = dict(self._spent)
         while self._closed and self._closed[0][0] < before:
-            since, number, window = heapq.heappop(self._closed)
-            if self._windows.get(number) is window and window.closed == since:
+            since, number = heapq.heappop(self._closed)
+            window = self._windows.get(number)
+            if window is not None and window.closed == since:
                 found[number] = self._spent[number] = window  # until it is removed
         return list(found.values())
