@@ -109,6 +109,32 @@ class Beside:
         return [record.slots for entry in entries for record in decode_key_records(entry.body)]
 
 
+def test_what_could_not_be_read_is_read_the_next_time() -> None:
+    async def story() -> None:
+        beside = Beside()
+        await beside.begin()
+        held = beside.second.node.pools.pair(B).held
+        numbers = set(held)
+        assert numbers
+        await beside.store.commit([Put(Table.META, REIGN, rows.encode(ReignRow(2, 1, bytes(16), 1, 2, 1)))])
+        beside.second.node.pools.forget_all()  # given another life of the lead, and segments to be read anew
+        get = beside.store.get
+
+        async def fails(table: Table, key: bytes) -> bytes | None:
+            if table is Table.SEGMENT:
+                raise StoreUnavailableError("away for a moment")
+            return await get(table, key)
+
+        beside.store.get = fails  # type: ignore[method-assign]
+        with pytest.raises(StoreUnavailableError):
+            await beside.second.refresh(2)
+        beside.store.get = get  # type: ignore[method-assign]
+        await beside.second.refresh(2)
+        assert set(beside.second.node.pools.pair(B).held) == numbers
+
+    asyncio.run(story())
+
+
 def test_a_fetch_under_way_is_answered_and_recorded_before_its_instance_ends() -> None:
     async def story() -> None:
         beside = Beside()

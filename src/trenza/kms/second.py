@@ -215,7 +215,7 @@ class Second:
         self.node.id_keys.issue_under(peer, row.under)
 
     async def _follow_windows(self, found: list[tuple[bytes, bytes]]) -> None:
-        known, self._known = self._known, dict(found)
+        known = self._known  # of what was taken in, and nothing else: whatever fails on the way is tried again
         for key, value in found:
             if known.get(key) == value:
                 continue
@@ -224,8 +224,11 @@ class Second:
             if key[:1] == rows.HOLDER:
                 await self._follow_held(peer, number, rows.decode(value, rows.HeldWindowRow))
             elif not await self._follow_issuer(peer, number, rows.decode(value, rows.IssuerWindowRow)):
-                del self._known[key]  # its segment could not be opened: perhaps next time
-        for key in known.keys() - self._known.keys():
+                known.pop(key, None)  # its segment could not be opened: perhaps next time
+                continue
+            known[key] = value
+        for key in known.keys() - dict(found).keys():
+            del known[key]
             peer, rest = rows.split_peer(key[1:])
             number = int.from_bytes(rest, "big")
             if key[:1] == rows.HOLDER:
