@@ -29,7 +29,6 @@ from trenza.core.keyid import (
     IdKeys,
     IdMacs,
     KeyAddress,
-    KeyIdSeal,
     pair_binding,
     pair_handle,
     read_key_id,
@@ -51,8 +50,8 @@ DIGEST = bytes(DIGEST_BYTES)
 BINDING = pair_binding(ALICE, BOB, SAE_A, SAE_B, policy_digest=DIGEST)
 KEYS = IdKeys(secrets.token_bytes(32), secrets.token_bytes(32))
 ADDRESS = KeyAddress(5, 77, pair_handle(SAE_A, SAE_B), SIZE, HYBRID_CATKDF.code)
-SEAL = KeyIdSeal(IdMacs(KEYS), BINDING)
-KEY_ID = UUID(int=SEAL.of(ADDRESS.pack()))
+MACS = IdMacs(KEYS)
+KEY_ID = UUID(int=MACS.seal(ADDRESS.pack(), BINDING))
 TRANSCRIPT = Transcript(secrets.token_bytes(TRANSCRIPT_BYTES), secrets.token_bytes(TRANSCRIPT_BYTES))
 RECORD = KeyRecord(
     version=KEY_RECORD_VERSION,
@@ -117,7 +116,7 @@ PARTS: dict[str, Callable[[], object]] = {
     "braid, hybrid-catkdf (HKDF-SHA384)": braid(HYBRID_CATKDF),
     "braid, hybrid-catkdf-kmac (KMAC256)": braid(HYBRID_CATKDF_KMAC),
     "braid, its (one-time pad under a CatKDF)": braid(ITS),
-    "key ID sealed": lambda: SEAL.of(ADDRESS.pack()),
+    "key ID sealed": lambda: MACS.seal(ADDRESS.pack(), BINDING),
     "key ID read and verified": find_key_id,
     "ledger records encoded, of 256 pairs": lambda: encode_key_records(RECORDS),
     "path read": lambda: etsi014.route("/api/v1/keys/sae-bob/enc_keys"),

@@ -44,6 +44,7 @@ SLOTS = 1_024
 BESIDES = 262_144  # slots that every network has at least: a round must not run out of them
 CONNECTIONS = 16
 SETTLE_S = 0.5
+WARM_UP_S = 3.0  # long enough that every pair has asked once: its first request is another thing
 DEFAULTS = {"stock": "1e3,1e5,1e7", "nodes": "2,8,32", "pairs": "1,100,10000"}
 
 
@@ -111,7 +112,11 @@ class Network:
 
 
 def grown(
-    stack: ExitStack, folder: Path, scenario: Scenario, slots: int, saes_each: int = 1
+    stack: ExitStack,
+    folder: Path,
+    scenario: Scenario,
+    slots: int,
+    saes: tuple[tuple[str, tuple[str, ...]], ...] = (),
 ) -> tuple[Network, Point]:
     """Start a network with `slots` in stock from the hub to its first neighbour."""
     folder.mkdir()
@@ -129,7 +134,7 @@ def grown(
         resident_mib=measure.resident_mib(nodes.pids[HUB]),
         disk_mib=measure.files_mib(files.data(HUB)),
     )
-    return Network(nodes, nodes.load(), sae_pairs(saes_each) if saes_each > 1 else ()), point
+    return Network(nodes, nodes.load(), saes), point
 
 
 def network_of(stack: ExitStack, folder: Path, what: str, size: int) -> tuple[Network, Point]:
@@ -140,8 +145,9 @@ def network_of(stack: ExitStack, folder: Path, what: str, size: int) -> tuple[Ne
         case "nodes":
             network, point = grown(stack, where, hub_and(size - 1), BESIDES)
         case _:
-            each = math.isqrt(size - 1) + 1
-            network, point = grown(stack, where, hub_and(1, saes_each=each), BESIDES, each)
+            near = max(many for many in range(1, CONNECTIONS + 1) if size % many == 0)  # each has a connection
+            far = size // near
+            network, point = grown(stack, where, hub_and(1, near=near, far=far), BESIDES, sae_pairs(near, far))
     point.size = size
     return network, point
 
@@ -152,6 +158,8 @@ def measured(
     """Ask the three in turn."""
     for one in (network, beside):
         one.nodes.wait_until_filled(HUB)
+    for one in (network, beside):
+        one.ask(WARM_UP_S)
     idle = [measure.cpu_s(one.pid) for one in (network, beside)]
     time.sleep(seconds)
     point.idle_share, point.idle_share_beside = (

@@ -16,27 +16,28 @@ LINK_BPS = 400_000_000.0
 STOCK_BITS = 25_600_000
 
 
-def hub_and(neighbours: int = 1, *, saes_each: int = 1) -> Scenario:
+def hub_and(neighbours: int = 1, *, near: int = 1, far: int = 1) -> Scenario:
     """Return a hub with `neighbours` neighbours and the rules between its applications and theirs.
 
     Args:
         neighbours: nodes beside the hub, each with a link of its own to it.
-        saes_each: applications at the hub, and as many at the first neighbour; all of one may share keys with all of
-            the other. Further neighbours have one each.
+        near: applications at the hub.
+        far: applications at the first neighbour, all of which may share keys with all of the hub. Further neighbours
+            have one each.
     """
     names = [FIRST, *(NodeId(f"Bob-{number}") for number in range(2, neighbours + 1))]
-    near = [_numbered(INITIATOR, number) for number in range(saes_each)]
-    far = [_numbered(TARGET, number) for number in range(saes_each)]
+    initiators = [_numbered(INITIATOR, number) for number in range(near)]
+    targets = [_numbered(TARGET, number) for number in range(far)]
     others = {name: SaeId(f"sae-{name}") for name in names[1:]}
-    rules = [Rule((one, other), POLICY) for one in near for other in far]
-    rules += [Rule((near[0], other), POLICY) for other in others.values()]
+    rules = [Rule((one, other), POLICY) for one in initiators for other in targets]
+    rules += [Rule((INITIATOR, other), POLICY) for other in others.values()]
     return Scenario(
         name=f"hub-{neighbours}",
         title="A hub and its neighbours",
         nodes=tuple(Node(name, "example", "here", Evidence.INVENTED) for name in (HUB, *names)),
         links=tuple(_link(name) for name in names),
-        saes=tuple(Sae(sae, HUB) for sae in near)
-        + tuple(Sae(sae, FIRST) for sae in far)
+        saes=tuple(Sae(sae, HUB) for sae in initiators)
+        + tuple(Sae(sae, FIRST) for sae in targets)
         + tuple(Sae(sae, name) for name, sae in others.items()),
         policies=(Policy(name=POLICY, ladder=("hybrid-catkdf",)),),
         rules=tuple(rules),
@@ -44,10 +45,10 @@ def hub_and(neighbours: int = 1, *, saes_each: int = 1) -> Scenario:
     )
 
 
-def sae_pairs(saes_each: int) -> tuple[tuple[str, tuple[str, ...]], ...]:
+def sae_pairs(near: int, far: int) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """Return the initiators of `hub_and` with the targets of each."""
-    targets = tuple(_numbered(TARGET, number) for number in range(saes_each))
-    return tuple((_numbered(INITIATOR, number), targets) for number in range(saes_each))
+    targets = tuple(_numbered(TARGET, number) for number in range(far))
+    return tuple((_numbered(INITIATOR, number), targets) for number in range(near))
 
 
 def _numbered(name: SaeId, number: int) -> SaeId:

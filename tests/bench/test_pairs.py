@@ -50,7 +50,7 @@ def test_a_hub_has_a_link_and_a_rule_for_each_neighbour():
 
 
 def test_every_application_of_one_end_may_share_keys_with_every_one_of_the_other():
-    scenario, asked = hub_and(1, saes_each=100), sae_pairs(100)
+    scenario, asked = hub_and(1, near=16, far=625), sae_pairs(16, 625)
     allowed = {rule.between for rule in scenario.rules}
     assert len(allowed) == 10_000
     assert {(near, far) for near, targets in asked for far in targets} == allowed

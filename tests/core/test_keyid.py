@@ -12,7 +12,6 @@ from trenza.core.keyid import (
     IdKeys,
     IdMacs,
     KeyAddress,
-    KeyIdSeal,
     pair_binding,
     pair_handle,
     read_key_id,
@@ -34,7 +33,7 @@ addresses = st.builds(
 
 
 def sealed(address: KeyAddress) -> UUID:
-    return UUID(int=KeyIdSeal(IdMacs(KEYS), BINDING).of(address.pack()))
+    return UUID(int=IdMacs(KEYS).seal(address.pack(), BINDING))
 
 
 @given(addresses)

@@ -14,11 +14,12 @@ from trenza.core.recipe import HYBRID_CATKDF
 from trenza.core.segment import FULL_ORIGINS
 from trenza.core.strand import Supply
 from trenza.kms.exposed import START, Exposures
-from trenza.kms.journal import Heading, Journal, doubtful_entry
+from trenza.kms.journal import Heading, Journal, Source, doubtful_entry
 from trenza.kms.ports import Append, LedgerQuery
 
 A, B, R = NodeId("A"), NodeId("B"), NodeId("R")
 POLICY = Policy("one", ("hybrid-catkdf",))
+PAIR = Heading("issued", SaeId("a"), SaeId("b"), HYBRID_CATKDF, Bits(256), POLICY, "X25519MLKEM768")
 SEGMENTS, BATCHES, KEYS = 7, 5, 20
 
 
@@ -52,11 +53,10 @@ class World:
             segment = bytes([number]) * 16
             relayed = number % 2 == 0
             await self.store.commit([self._made(segment, relayed=relayed)])
-            page = None
+            source = Source(B, number, segment)
             for batch in range(BATCHES):
                 for slot in range(batch * KEYS, (batch + 1) * KEYS):
-                    page = self.journal.page(self._heading(segment, number))
-                    page.note(slot, self.clock.now())
+                    self.journal.note(PAIR, source, slot, self.clock.now())
                     if relayed:
                         self.relayed.add((segment, slot))
                 await self.journal.flush()
@@ -80,11 +80,6 @@ class World:
         )
         terms = tuple(f"node:{node}" for node in sorted({A, B, *record.known_to}))
         return Append(self.clock.now(), "segment", record.encode(), (f"segment:{segment.hex()}", *terms))
-
-    def _heading(self, segment: bytes, window: int) -> Heading:
-        return Heading(
-            "issued", B, window, segment, SaeId("a"), SaeId("b"), HYBRID_CATKDF, Bits(256), POLICY, "X25519MLKEM768"
-        )
 
     async def pages(self, node: NodeId = R, *, until: Nanoseconds | None = None, **most: int):
         """Return all pages."""

@@ -15,7 +15,7 @@ from trenza.core.policy import Policy
 from trenza.core.provenance import FORMAT_VERSION, DoubtfulRecord, ranges_of
 from trenza.core.recipe import HYBRID_CATKDF, ITS
 from trenza.kms.context import Settings
-from trenza.kms.journal import SPAN, Heading, Journal, doubtful_entry
+from trenza.kms.journal import SPAN, Heading, Journal, Source, doubtful_entry
 from trenza.kms.ports import LedgerQuery, Table
 from trenza.wire.peer import Presence
 
@@ -24,8 +24,8 @@ SEGMENT = bytes(16)
 POLICY = Policy("one", ("hybrid-catkdf", "its"))
 
 
-def heading(*, window=1, deed="issued", recipe=HYBRID_CATKDF, size=256):
-    return Heading(deed, B, window, SEGMENT, SaeId("a"), SaeId("b"), recipe, Bits(size), POLICY, "X25519MLKEM768")
+def heading(*, deed="issued", recipe=HYBRID_CATKDF, size=256, initiator="a"):
+    return Heading(deed, SaeId(initiator), SaeId("b"), recipe, Bits(size), POLICY, "X25519MLKEM768")
 
 
 class World:
@@ -34,11 +34,13 @@ class World:
         self.ctx = make_context(A, FakeNetwork(), clock=self.clock, settings=replace(Settings(), **settings))
         self.store = self.ctx.store
         self.journal = Journal(self.ctx)
+        self._kept: dict[object, Heading | Source] = {}  # as those who note keep them
 
-    def note(self, *slots, **of):
-        page = self.journal.page(heading(**of))
+    def note(self, *slots, window=1, segment=SEGMENT, **of):
+        pair = self._kept.setdefault(str(of), heading(**of))
+        source = self._kept.setdefault((window, segment), Source(B, window, segment))
         for slot in slots:
-            page.note(slot, self.clock.now())
+            self.journal.note(pair, source, slot, self.clock.now())
 
     def records(self, kind="issued"):
         return [one for entry in self.entries(kind) for one in decode_key_records(entry.body)]
@@ -96,17 +98,17 @@ def test_what_is_issued_and_what_is_delivered_are_entries_of_their_own_and_none_
     asyncio.run(story())
 
 
-def test_no_page_outlives_its_batch_but_whoever_keeps_one_goes_on_noting_on_it() -> None:
+def test_keys_of_pairs_that_take_turns_at_one_window_are_told_pair_by_pair() -> None:
     async def story() -> None:
         world = World()
-        kept = world.journal.page(heading(window=1))
-        for turn in range(3):
-            for number in range(50):  # a client that asks for another size each time
-                world.note(number, window=2, size=64 + 8 * number + 400 * turn)
-            kept.note(turn, world.clock.now())
-            await world.journal.flush()
-            assert not world.journal._pages
-        assert [record.slots for record in world.records() if record.window == 1] == [(0,), (1,), (2,)]
+        for slot, initiator in enumerate("acacc"):
+            world.note(slot, initiator=initiator)
+        world.note(9, window=2, initiator="c")
+        await world.journal.flush()
+        told = [(record.initiator, record.window, record.slots) for record in world.records()]
+        assert told == [("a", 1, (0, 2)), ("c", 1, (1, 3, 4)), ("c", 2, (9,))]
+
+    asyncio.run(story())
 
     asyncio.run(story())
 

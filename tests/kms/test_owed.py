@@ -14,7 +14,7 @@ from trenza.core.policy import Policy
 from trenza.core.provenance import DoubtfulRecord
 from trenza.core.recipe import HYBRID_CATKDF
 from trenza.kms import rows
-from trenza.kms.journal import Heading, Journal
+from trenza.kms.journal import Heading, Journal, Source
 from trenza.kms.ports import Insert, Put, Table
 from trenza.wire.peer import Presence
 
@@ -45,16 +45,15 @@ class World:
 
     async def record(self, end, deed: str, slots: range, *, journal: Journal | None = None) -> None:
         """Record keys in the ledger: another instance does, unless its journal is given."""
-        heading = Heading(
-            deed, end.peer, self.window.number, SEGMENT, SaeId("b"), SaeId("a"), HYBRID_CATKDF, Bits(256), POLICY, ""
-        )
+        heading = Heading(deed, SaeId("b"), SaeId("a"), HYBRID_CATKDF, Bits(256), POLICY, "")
+        source = Source(end.peer, self.window.number, SEGMENT)
         if journal is None:
             beside = Presence(1, 1, b"beside the lead!")
             journal = Journal(
                 make_context(end.name, self.pair.network, clock=self.pair.clock, store=end.store, presence=beside)
             )
         for slot in slots:
-            journal.page(heading).note(slot, end.ctx.clock.now())
+            journal.note(heading, source, slot, end.ctx.clock.now())
         await journal.flush()
 
     async def retire(self) -> None:

@@ -8,16 +8,17 @@ from uuid import UUID
 import pytest
 from tests.kms.fakes import FakeClock, FakeNetwork, FakeStore, make_context, open_session
 from tests.kms.pair_world import A, B, PairWorld, a_book
-from tests.kms.test_journal import heading
+from tests.kms.test_journal import SEGMENT, heading
 
 from trenza.base.errors import StoreUnavailableError
 from trenza.base.names import SaeId
 from trenza.base.units import Bits, Nanoseconds, Seconds
 from trenza.core.key_records import decode_key_records
-from trenza.core.keyid import IdKeys, IdMacs, KeyAddress, KeyIdSeal
+from trenza.core.keyid import IdKeys, IdMacs, KeyAddress
 from trenza.core.recipe import HYBRID_CATKDF
 from trenza.kms import rows, second
 from trenza.kms.id_keys import IdKeySet
+from trenza.kms.journal import Source
 from trenza.kms.ports import Put, Sealed, Table
 from trenza.kms.reign import REIGN, ReignRow
 from trenza.kms.second import Second
@@ -33,7 +34,7 @@ def test_an_instance_that_ends_issues_nothing_while_its_last_records_are_written
         open_session(ctx, make_context(B, network, clock=clock, book=a_book()))
         ctx.sessions[B].lease_until = Seconds(1e9)
         assert second.node.sessions.has_lease(B)
-        second.node.journal.page(heading()).note(1, clock.now())
+        second.node.journal.note(heading(), Source(B, 1, SEGMENT), 1, clock.now())
         seen: list[bool] = []
         commit = store.commit
 
@@ -93,7 +94,7 @@ class Beside:
         book = self.ctx.book
         pair = Pair(book.sae_by_name[SaeId("B1")], book.sae_by_name[SaeId("A1")], book.policies[0])
         address = KeyAddress(0, 3, pair.handle, Bits(256), HYBRID_CATKDF.code)
-        key_id = UUID(int=KeyIdSeal(IdMacs(self.keys), pair.binding).of(address.pack()))
+        key_id = UUID(int=IdMacs(self.keys).seal(address.pack(), pair.binding))
 
         async def then_wait(_changes: object) -> None:
             self.store.on_commit = None

@@ -12,14 +12,14 @@ from tests.kms.pair_world import A, B, PairWorld, a_book, lived
 from trenza.base.errors import UnavailableError, UnknownKeyError
 from trenza.base.names import SaeId
 from trenza.base.units import Bits
-from trenza.core.keyid import IdKeys, IdMacs, KeyAddress, KeyIdSeal
+from trenza.core.keyid import IdKeys, IdMacs, KeyAddress
 from trenza.core.policy import Policy, Rule, SaeEntry
 from trenza.core.provenance import DoubtfulRecord
 from trenza.core.recipe import HYBRID_CATKDF
 from trenza.kms.id_keys import IdKeyRing, IdKeySet
 from trenza.kms.journal import Journal
 from trenza.kms.ports import Sealed
-from trenza.kms.slots import Found, Owner, Pair, Slots, Till
+from trenza.kms.slots import Found, HeldReel, Owner, Pair, Slots
 
 MINE, THEIRS = IdKeys(bytes(32), bytes([1]) * 32), IdKeys(bytes([2]) * 32, bytes([3]) * 32)
 
@@ -66,7 +66,7 @@ class World:
         saes = self.ctx.book.sae_by_name
         pair = Pair(saes[SaeId("a")], saes[SaeId(target)], self.policy)
         address = KeyAddress(1, 2, pair.handle, Bits(256), 0)
-        return UUID(int=KeyIdSeal(IdMacs(MINE), pair.binding).of(address.pack()))
+        return UUID(int=IdMacs(MINE).seal(address.pack(), pair.binding))
 
     def owner(self, key_id: UUID) -> Owner | None:
         return self.slots.owner(key_id)
@@ -98,13 +98,13 @@ def test_whose_an_id_is_follows_the_book() -> None:
 
 def test_when_one_of_several_keys_cannot_be_made_the_others_are_wiped(monkeypatch) -> None:
     made = []
-    real = Till.key
+    real = HeldReel.key
 
-    def spied(till, *args):
-        made.append(real(till, *args))
+    def spied(reel, *args):
+        made.append(real(reel, *args))
         return made[-1]
 
-    monkeypatch.setattr(Till, "key", spied)
+    monkeypatch.setattr(HeldReel, "key", spied)
 
     async def story(world: PairWorld) -> None:
         book = world.a.ctx.book
@@ -114,9 +114,9 @@ def test_when_one_of_several_keys_cannot_be_made_the_others_are_wiped(monkeypatc
             await world.fill(8, number=number, strands=b"s")
             await world.b.get_window(8)
             window = world.a.pair.held[number - 1]
-            till = Till(pair, HYBRID_CATKDF, Bits(256), window, Journal(world.a.ctx))
+            reel = HeldReel(B, window, HYBRID_CATKDF, Bits(256), pair.policy)
             assert window.reserve(range(1))
-            found.append(Found(UUID(int=number), till, 0))
+            found.append(Found(UUID(int=number), pair, reel, 0))
         commit = world.a.store.commit
 
         async def then_drop(changes) -> None:  # another story drops the second segment meanwhile
@@ -129,7 +129,7 @@ def test_when_one_of_several_keys_cannot_be_made_the_others_are_wiped(monkeypatc
         with pytest.raises(UnavailableError):
             await slots.deliver(found, tls_group="")
         assert len(made) == 1
-        assert not any(made[0].key.view())
+        assert not any(made[0])
 
     lived(story)
 
@@ -146,7 +146,8 @@ class Fetch:
 
     def found(self) -> Found:
         assert self.window.reserve(range(3, 4))
-        return Found(UUID(int=1), Till(self.pair, HYBRID_CATKDF, Bits(256), self.window, self.journal), 3)
+        reel = HeldReel(B, self.window, HYBRID_CATKDF, Bits(256), self.pair.policy)
+        return Found(UUID(int=1), self.pair, reel, 3)
 
     def doubts(self) -> list[DoubtfulRecord]:
         return [

@@ -22,6 +22,20 @@ DIGEST_BYTES = 48
 _ENCODING_VERSION = b"\x01"
 
 
+class Parties:
+    """Whose keys: two SAEs and their nodes, encoded once for all keys of the pair."""
+
+    __slots__ = ("encoded", "initiator_node", "initiator_sae", "target_node", "target_sae")
+
+    def __init__(self, initiator_node: NodeId, target_node: NodeId, initiator_sae: SaeId, target_sae: SaeId) -> None:
+        self.initiator_node = initiator_node
+        self.target_node = target_node
+        self.initiator_sae = initiator_sae
+        self.target_sae = target_sae
+        names = (initiator_node, target_node, initiator_sae, target_sae)
+        self.encoded = b"".join(lv(name.encode()) for name in names) + KEY_ID_BYTES.to_bytes(4, "big")
+
+
 @dataclass(frozen=True, slots=True)
 class BindingInfo:
     """Everything one key is bound to."""
@@ -50,19 +64,18 @@ class BindingInfo:
         Raises:
             OverflowError: the size does not fit 32 bits.
         """
-        before, after = self.halves()
-        return before + self.key_id + after
+        parties = Parties(self.initiator_node, self.target_node, self.initiator_sae, self.target_sae)
+        return before_parties(self.recipe) + parties.encoded + self.key_id + self.after_key_id()
 
-    def halves(self) -> tuple[bytes, bytes]:
-        """Return what the encoding has before the key ID and after it: the same for all keys that differ in it only.
+    def after_key_id(self) -> bytes:
+        """Return the end of the encoding.
 
         Raises:
             OverflowError: the size does not fit 32 bits.
         """
-        parties = (self.initiator_node, self.target_node, self.initiator_sae, self.target_sae)
-        before = (self.recipe.suite_id, *(name.encode() for name in parties))
-        after = (self.policy_digest, self.provenance_digest, self.size.to_bytes(4, "big"))
-        return (
-            _ENCODING_VERSION + b"".join(map(lv, before)) + KEY_ID_BYTES.to_bytes(4, "big"),
-            b"".join(map(lv, after)),
-        )
+        return b"".join(map(lv, (self.policy_digest, self.provenance_digest, self.size.to_bytes(4, "big"))))
+
+
+def before_parties(recipe: Recipe) -> bytes:
+    """Return the beginning of the encoding."""
+    return _ENCODING_VERSION + lv(recipe.suite_id)

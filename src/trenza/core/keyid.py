@@ -35,8 +35,9 @@ SLOTS_MAX = 1 << SLOT_BITS
 SIZE_MAX = Bits(8 << SIZE_BITS)
 assert PAYLOAD_BITS + TAG_BITS == 122
 
-SLOT_STEP = 1 << (HANDLE_BITS + SIZE_BITS + RECIPE_BITS)
-"""What a packed address grows by from one slot to the next."""
+HANDLE_STEP = 1 << (SIZE_BITS + RECIPE_BITS)
+SLOT_STEP = HANDLE_STEP << HANDLE_BITS
+"""What a packed address grows by from one handle, and from one slot, to the next."""
 
 _QUAD = Struct(">Q")
 _PAYLOAD_MASK = (1 << PAYLOAD_BITS) - 1
@@ -100,9 +101,9 @@ def slot_of(packed: int) -> int:
     return packed // SLOT_STEP & (SLOTS_MAX - 1)
 
 
-def without_slot(packed: int) -> int:
-    """Return what the packed addresses of one pair, size, recipe and window have in common."""
-    return packed & ~(SLOT_STEP * (SLOTS_MAX - 1))
+def size_and_recipe_of(packed: int) -> int:
+    """Return the end of a packed address: what keys of one size and recipe have in common."""
+    return packed & (HANDLE_STEP - 1)
 
 
 def pair_binding(issuer: NodeId, holder: NodeId, initiator: SaeId, target: SaeId, *, policy_digest: bytes) -> bytes:
@@ -120,29 +121,18 @@ def pair_handle(initiator: SaeId, target: SaeId) -> int:
 
 
 class IdMacs:
-    """The two MACs of one direction of one session, their keys taken in once."""
+    """The two MACs of one direction of one session, their keys taken in once: they seal key IDs."""
 
-    __slots__ = ("mask", "tag")
+    __slots__ = ("_mask", "_tag")
 
     def __init__(self, keys: IdKeys) -> None:
-        self.tag = HMAC(keys.tag, SHA256())
-        self.mask = HMAC(keys.mask, SHA256())
+        self._tag = HMAC(keys.tag, SHA256())
+        self._mask = HMAC(keys.mask, SHA256())
 
-
-class KeyIdSeal:
-    """Seals the key IDs of one SAE pair in one session."""
-
-    __slots__ = ("_binding", "_mask", "_tag")
-
-    def __init__(self, macs: IdMacs, binding: bytes) -> None:
-        self._tag = macs.tag
-        self._mask = macs.mask
-        self._binding = binding
-
-    def of(self, payload: int) -> int:
-        """Return the key ID, as a UUID's number, of a packed address."""
+    def seal(self, payload: int, binding: bytes) -> int:
+        """Return the key ID, as a UUID's number, of a packed address under what binds it to a pair."""
         mac = self._tag.copy()
-        mac.update(_QUAD.pack(payload) + self._binding)
+        mac.update(_QUAD.pack(payload) + binding)
         tag = _QUAD.unpack_from(mac.finalize())[0] & _TAG_MASK
         mac = self._mask.copy()
         mac.update(_QUAD.pack(tag))

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
 from trenza.base.errors import AuthenticationError, InvalidDocumentError, InvalidRequestError, StaleError
 from trenza.base.names import LinkId, NodeId, SaeId, TenantId, is_name
 from trenza.core.priority import DEFAULT, Priority
-from trenza.core.recipe import WRAPPED, Recipe, recipe_named
+from trenza.core.recipe import LOCAL, WRAPPED, Recipe, recipe_named
 
 _SIGNATURE_CONTEXT = b"trenza policy book v1"
 
@@ -190,6 +190,22 @@ class Book(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
             found.setdefault(first.node, []).append((first, second, policy))
             found.setdefault(second.node, []).append((second, first, policy))
         return found
+
+    def partners_of(self, node: NodeId) -> tuple[NodeId, ...]:
+        """Return the other nodes with whose SAEs those of `node` may share braided keys; asked all the time."""
+        found = self._partners.get(node)
+        if found is None:
+            others = {
+                other.node
+                for _, other, policy in self.pairs_of_node(node)
+                if other.node != node and any(recipe is not LOCAL for recipe in policy.recipes)
+            }
+            found = self._partners[node] = tuple(sorted(others))
+        return found
+
+    @cached_property
+    def _partners(self) -> dict[NodeId, tuple[NodeId, ...]]:
+        return {}
 
 
 class SignedBook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -32,13 +32,13 @@ from trenza.core.recipe import LOCAL, Recipe
 from trenza.kms.context import Context
 from trenza.kms.issuing import Issuing
 from trenza.kms.moves import placed_before, served_before
-from trenza.kms.orders import Order
+from trenza.kms.orders import Lanes, Order
 from trenza.kms.shares import Asked, Shares
 from trenza.kms.slots import Found, Pair, Slots
 from trenza.kms.waiting import WaitingKeys
 from trenza.kms.wrap import MAC_BITS, Leg, Wrapped
 
-_MOST_PAIRS: Final = 10_000  # remembered at once
+_MOST_PAIRS: Final = 65_536  # remembered at once
 
 
 class Delivery:
@@ -60,6 +60,7 @@ class Delivery:
         self._wrapped = wrapped
         self._waiting = waiting
         self._shares = shares
+        self._lanes = Lanes(ctx, issuing)
         self._pairs: dict[tuple[int, SaeId, SaeId], Pair] = {}
         self._moved: dict[tuple[int, SaeId, SaeId], list[tuple[Pair, Nanoseconds]]] = {}
         self._bad_ids: dict[SaeId, TokenBucket] = {}
@@ -81,7 +82,7 @@ class Delivery:
             first, second = book.sae_by_name.get(initiator), book.sae_by_name.get(target)
             if policy is None or first is None or second is None:
                 raise UnauthorisedError("the policy book does not let this pair share keys")
-            if len(self._pairs) > _MOST_PAIRS:
+            if len(self._pairs) >= _MOST_PAIRS:
                 self._pairs.clear()
             cached = self._pairs[book.version, initiator, target] = Pair(first, second, policy)
         mine = cached.initiator if caller == initiator else cached.target
@@ -191,16 +192,10 @@ class Delivery:
         if size > SIZE_MAX:
             return None
         recipe = recipes_for(pair.policy, request.wishes, same_node=False)[0]
-        return Order(
-            self._ctx,
-            self._issuing,
-            self._shares,
-            pair,
-            recipe,
-            size=size,
-            wishes=request.wishes,
-            tls_group=request.tls_group,
-        )
+        lane = self._lanes.lane(pair.target.node, pair.policy, recipe, size, request.wishes)
+        desk = self._issuing.desk(pair, recipe, size, request.tls_group)
+        asked = Asked.of(1, size, full=recipe.needs_qkd, slots_per_key=lane.slots)
+        return Order(self._ctx.clock, lane, desk, self._shares, pair, asked)
 
     def _checked_size(self, request: IssueRequest, pairs: Sequence[Pair]) -> Bits:
         size = Bits(pairs[0].policy.default_key_size) if request.size is None else request.size

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from functools import partial
 from uuid import UUID
 
@@ -22,22 +21,24 @@ from trenza.base.units import NANOSECONDS_PER_SECOND, Bits, Nanoseconds, Seconds
 from trenza.core.binding import KEY_ID_BYTES
 from trenza.core.choice import StrandKind
 from trenza.core.delivery import DeliveredKey, KeyFacts
-from trenza.core.keyid import SIZE_MAX, SLOT_STEP, IdMacs, KeyAddress, KeyIdSeal
+from trenza.core.keyid import HANDLE_STEP, SIZE_MAX, SLOT_STEP, IdMacs, KeyAddress
 from trenza.core.plan import KeyPlan
+from trenza.core.policy import Policy
 from trenza.core.recipe import Recipe
-from trenza.core.segment import OpenSegment, SegmentFacts
+from trenza.core.segment import SegmentFacts
 from trenza.core.window import IssuerWindow
 from trenza.kms.context import Context
 from trenza.kms.demand import Demand, Flow
 from trenza.kms.id_keys import IdKeyRing
-from trenza.kms.journal import Heading, Journal, Page
+from trenza.kms.journal import Heading, Journal, Source
 from trenza.kms.pools import Pools
 from trenza.kms.sessions import Sessions
-from trenza.kms.slots import Pair, binding_of, facts_of
+from trenza.kms.slots import Pair, facts_of
 
 Accept = Callable[[SegmentFacts], bool]
 
-_MOST_DESKS = 4_096  # those used last; a desk is cheap to make
+_MOST_DESKS = 32_768  # those used last
+_MOST_REELS = 1_024  # likewise
 _ATTEMPTS = 4  # reservations a request waits for, while others take what they brought
 
 
@@ -55,48 +56,72 @@ class FreshKey(msgspec.Struct, frozen=True, gc=False):
         return DeliveredKey(UUID(int=self.number), Secret(self.key), self.facts)
 
 
-class Desk:
-    """Makes the keys of one pair, recipe and size out of one window: all that they have in common, computed once."""
+class Reel:
+    """What the keys of one recipe, size and policy out of one window have in common, whatever their pair."""
 
-    __slots__ = ("_expires", "_facts", "_packed", "_page", "_plan", "_seal", "_told", "lifetime", "slots", "window")
+    __slots__ = (
+        "_expires",
+        "_facts",
+        "_lifetime",
+        "_policy",
+        "_recipe",
+        "_segment",
+        "_size",
+        "macs",
+        "packed",
+        "plan",
+        "source",
+    )
 
     def __init__(
-        self, window: IssuerWindow, plan: KeyPlan, seal: KeyIdSeal, page: Page, packed: int, told: _Told
+        self,
+        peer: NodeId,
+        window: IssuerWindow,
+        plan: KeyPlan,
+        macs: IdMacs,
+        recipe: Recipe,
+        size: Bits,
+        policy: Policy,
     ) -> None:
-        self.window = window
-        self.slots = plan.slots
-        self._plan = plan
-        self._seal = seal
-        self._page = page
-        self._packed = packed  # the address of the window's slot 0
-        self._told = told
+        self.plan = plan
+        self.macs = macs
+        self.source = Source(peer, window.number, window.facts.record.segment)
+        self.packed = KeyAddress(window.number, 0, 0, size, recipe.code).pack()
+        self._recipe = recipe
+        self._size = size
+        self._policy = policy
+        self._segment = window.facts
+        self._lifetime = nanoseconds(Seconds(float(policy.key_lifetime_s)))
         self._expires = -1  # in seconds; keys of one second share their facts
         self._facts: KeyFacts
 
-    def issue(self, slot: int, now: Nanoseconds) -> FreshKey:
-        """Make the key whose first slot is `slot`, which was taken for it, and note it."""
-        number = self._seal.of(self._packed + slot * SLOT_STEP)
-        key = self._plan.key(slot, number.to_bytes(KEY_ID_BYTES, "big"))
-        self._page.note(slot, now)
-        expires = (now + self._told.lifetime) // NANOSECONDS_PER_SECOND
+    def facts(self, now: Nanoseconds) -> KeyFacts:
+        """Return what applications are told of a key that is made now."""
+        expires = (now + self._lifetime) // NANOSECONDS_PER_SECOND
         if expires != self._expires:
             self._expires = expires
-            self._facts = self._told.facts(Nanoseconds(now))
-        return FreshKey(number, key, self._facts)
+            self._facts = facts_of(self._recipe, self._size, self._segment, now, self._policy)
+        return self._facts
 
 
-@dataclass(frozen=True, slots=True)
-class _Told:
-    """What applications are told of the keys of one desk."""
+class Desk:
+    """Makes the keys of one pair, recipe and size out of whatever window: what is the pair's, computed once."""
 
-    recipe: Recipe
-    size: Bits
-    segment: SegmentFacts
-    pair: Pair
-    lifetime: Nanoseconds
+    __slots__ = ("_handle", "_heading", "_journal", "_pair")
 
-    def facts(self, issued: Nanoseconds) -> KeyFacts:
-        return facts_of(self.recipe, self.size, self.segment, issued, self.pair.policy)
+    def __init__(self, pair: Pair, heading: Heading, journal: Journal) -> None:
+        self._pair = pair
+        self._handle = pair.handle * HANDLE_STEP
+        self._heading = heading
+        self._journal = journal
+
+    def issue(self, reel: Reel, slot: int, now: Nanoseconds) -> FreshKey:
+        """Make the key whose first slot is `slot`, which was taken for it, and note it."""
+        pair = self._pair
+        number = reel.macs.seal(reel.packed + self._handle + slot * SLOT_STEP, pair.binding)
+        key = reel.plan.key(slot, number.to_bytes(KEY_ID_BYTES, "big"), pair.parties)
+        self._journal.note(self._heading, reel.source, slot, now)
+        return FreshKey(number, key, reel.facts(now))
 
 
 class Issuing:
@@ -118,7 +143,8 @@ class Issuing:
         self.journal = journal
         self._pools = pools
         self._demand = demand
-        self._desks: OrderedDict[tuple[IssuerWindow, Pair, int, Bits, str, bytes], Desk] = OrderedDict()
+        self._desks: OrderedDict[tuple[Pair, int, Bits, str], Desk] = OrderedDict()
+        self._reels: OrderedDict[tuple[IssuerWindow, int, Bits, bytes, bytes], Reel] = OrderedDict()
         self._macs: dict[NodeId, tuple[bytes, IdMacs]] = {}  # with the session whose ID keys they use
         self._refilling: set[tuple[NodeId, bool]] = set()
         self.on_low: Callable[[NodeId], None] | None = None  # told when more windows, or more stock, may be needed
@@ -155,9 +181,10 @@ class Issuing:
         now = self._ctx.clock.now()
         keys: list[FreshKey] = []
         try:
+            desk = self.desk(pair, recipe, size, tls_group)
             for take in takes:
-                desk = self.desk(pair, recipe, size, tls_group, take.window)
-                keys.append(desk.issue(take.slot, now))
+                reel = self.reel(peer, take.window, recipe, size, pair.policy)
+                keys.append(desk.issue(reel, take.slot, now))
         except BaseException:
             for key in keys:
                 key.key[:] = bytes(len(key.key))
@@ -166,54 +193,43 @@ class Issuing:
         self.look_ahead(peer, full=full, accept=accept)
         return keys
 
-    def desk(self, pair: Pair, recipe: Recipe, size: Bits, tls_group: str, window: IssuerWindow) -> Desk:
-        """Return the desk for a window that is in the pool."""
-        peer = pair.target.node
-        key = (window, pair, recipe.code, size, tls_group, self.id_keys.issues_under(peer))
+    def desk(self, pair: Pair, recipe: Recipe, size: Bits, tls_group: str) -> Desk:
+        """Return the desk of a pair."""
+        key = (pair, recipe.code, size, tls_group)
         desk = self._desks.get(key)
-        if desk is not None:
+        if desk is None:
+            policy = pair.policy
+            heading = Heading("issued", pair.initiator.name, pair.target.name, recipe, size, policy, tls_group)
+            desk = self._desks[key] = Desk(pair, heading, self.journal)
+            if len(self._desks) > _MOST_DESKS:
+                self._desks.popitem(last=False)
+        else:
             self._desks.move_to_end(key)
-            return desk
-        segment = self._pools.open_segment(peer, window.facts.record.segment)
-        desk = self._desks[key] = self._new_desk(pair, recipe, size, tls_group, window, segment)
-        if len(self._desks) > _MOST_DESKS:
-            self._desks.popitem(last=False)
         return desk
 
-    def _seal(self, pair: Pair) -> KeyIdSeal:
-        """Return what seals the pair's key IDs in this session."""
-        peer = pair.target.node
+    def reel(self, peer: NodeId, window: IssuerWindow, recipe: Recipe, size: Bits, policy: Policy) -> Reel:
+        """Return the reel for a window that is in the pool.
+
+        Raises:
+            UnavailableError: its segment is gone, or there is no session.
+        """
+        key = (window, recipe.code, size, policy.digest, self.id_keys.issues_under(peer))
+        reel = self._reels.get(key)
+        if reel is None:
+            segment = self._pools.open_segment(peer, window.facts.record.segment)
+            plan = KeyPlan(segment, recipe, size, policy=policy.digest)
+            reel = self._reels[key] = Reel(peer, window, plan, self._macs_for(peer), recipe, size, policy)
+            if len(self._reels) > _MOST_REELS:
+                self._reels.popitem(last=False)
+        return reel
+
+    def _macs_for(self, peer: NodeId) -> IdMacs:
+        """Return what seals key IDs in this session."""
         under = self.id_keys.issues_under(peer)
         kept = self._macs.get(peer)
         if kept is None or kept[0] != under:
             kept = self._macs[peer] = (under, IdMacs(self.id_keys.issuing(peer)))
-        return KeyIdSeal(kept[1], pair.binding)
-
-    def _new_desk(
-        self, pair: Pair, recipe: Recipe, size: Bits, tls_group: str, window: IssuerWindow, segment: OpenSegment
-    ) -> Desk:
-        peer, facts = pair.target.node, window.facts
-        heading = Heading(
-            "issued",
-            peer,
-            window.number,
-            facts.record.segment,
-            pair.initiator.name,
-            pair.target.name,
-            recipe,
-            size,
-            pair.policy,
-            tls_group,
-        )
-        lifetime = nanoseconds(Seconds(float(pair.policy.key_lifetime_s)))
-        return Desk(
-            window,
-            KeyPlan(segment, binding_of(pair, recipe, size, facts)),
-            self._seal(pair),
-            self.journal.page(heading),
-            KeyAddress(window.number, 0, pair.handle, size, recipe.code).pack(),
-            _Told(recipe, size, facts, pair, lifetime),
-        )
+        return kept[1]
 
     def flow(self, peer: NodeId, *, full: bool) -> Flow:
         """Return the count of what is issued; whoever takes slots adds to it."""

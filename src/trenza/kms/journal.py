@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -39,14 +38,20 @@ _IDLE: Final = Seconds(600.0)
 """A marker of another life that stays so long the same is of a batch that nobody writes again without a look."""
 
 
-@dataclass(frozen=True, slots=True)
-class Heading:
-    """What the keys of one record have in common."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Source:
+    """Where keys come from: what the records of all pairs that draw on one window have in common."""
 
-    deed: str  # "issued" | "delivered"
     peer: NodeId
     window: int
     segment: bytes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Heading:
+    """What the records of one pair have in common, out of whatever window. Its maker keeps it."""
+
+    deed: str  # "issued" | "delivered"
     initiator: SaeId
     target: SaeId
     recipe: Recipe
@@ -55,32 +60,16 @@ class Heading:
     tls_group: str
 
 
-class Page:
-    """What is noted under one heading and not handed to the store yet."""
-
-    __slots__ = ("_journal", "heading", "slots", "times")
-
-    def __init__(self, journal: Journal, heading: Heading) -> None:
-        self._journal = journal
-        self.heading = heading
-        self.slots: list[int] = []
-        self.times: list[int] = []
-
-    def note(self, slot: int, now: Nanoseconds) -> None:
-        """Note that the key whose first slot is `slot` was issued or delivered now."""
-        if not self.slots:
-            self._journal.begin(self)
-        self.slots.append(slot)
-        self.times.append(now)
-        self._journal.count()
+_Note = tuple[Heading, Source, int, Nanoseconds]  # the last two: first slot of the key, and when
 
 
 class _Stretch(NamedTuple):
-    """Keys of one page in the order in which they were noted, all within one span of time."""
+    """Keys of one record in the order in which they were noted, all within one span of time."""
 
     heading: Heading
-    slots: tuple[int, ...]
-    times: tuple[int, ...]
+    source: Source
+    slots: list[int]
+    times: list[Nanoseconds]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +84,8 @@ class Journal:
 
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
-        self._noted: list[Page] = []
+        self._notes: list[_Note] = []  # of the batch to come
         self._doubts: list[DoubtfulRecord] = []
-        self._pages: dict[Heading, Page] = {}  # those of the batch to come; a hostile client can make many
         self._pending = 0  # keys noted that are not known to be durable
         self._batch: _Batch | None = None  # handed to the store, and not known to be durable
         self._number = 0
@@ -109,12 +97,15 @@ class Journal:
 
     # --- noting
 
-    def page(self, heading: Heading) -> Page:
-        """Return the page of a heading; good to keep and to note on again and again."""
-        page = self._pages.get(heading)
-        if page is None:
-            page = self._pages[heading] = Page(self, heading)
-        return page
+    def note(self, heading: Heading, source: Source, slot: int, now: Nanoseconds) -> None:
+        """Note that the key whose first slot is `slot` was issued or delivered now."""
+        self._notes.append((heading, source, slot, now))
+        self._pending += 1
+        count = len(self._notes)
+        if count == 1:
+            self._has_notes.set()
+        if count == self._ctx.settings.journal_batch:
+            self._is_large.set()
 
     def doubt(self, record: DoubtfulRecord) -> None:
         """Note that nobody here will learn what became of these slots."""
@@ -136,17 +127,6 @@ class Journal:
     def pending(self) -> int:
         """Return how many keys are noted and not known to be recorded."""
         return self._pending
-
-    def begin(self, page: Page) -> None:
-        """Take in a page on which the first note is about to be made."""
-        self._noted.append(page)
-        self._has_notes.set()
-
-    def count(self) -> None:
-        """Count one more note."""
-        self._pending += 1
-        if self._pending == self._ctx.settings.journal_batch:
-            self._is_large.set()
 
     # --- writing
 
@@ -176,7 +156,7 @@ class Journal:
                 await self._write(self._batch)
             self._has_notes.clear()
             self._is_large.clear()
-            if self._noted or self._doubts:
+            if self._notes or self._doubts:
                 self._batch = self._cut()
                 await self._write(self._batch)
 
@@ -186,27 +166,24 @@ class Journal:
         Raises:
             StoreUnavailableError: as `flush`.
         """
-        noted = any(page.heading.segment == segment for page in self._noted)
+        noted = any(source.segment == segment for _, source, _, _ in self._notes)
         if noted or self._batch is not None or any(record.segment == segment for record in self._doubts):
             await self.flush()
 
     def _cut(self) -> _Batch:
-        """Make one batch of all notes; the pages are empty then."""
+        """Make one batch of all notes."""
         self._number += 1
         name = _BATCHES + self._ctx.presence.nonce + self._number.to_bytes(8, "big")
         changes: list[Change] = [Insert(Table.META, name)]
         if self._last:
             changes.append(Delete(Table.META, self._last))
         self._last = name
-        noted, self._noted = self._noted, []
-        self._pages.clear()  # whoever has kept one goes on noting on it
-        keys = sum(len(page.slots) for page in noted)
-        changes += self._entries(noted)
+        notes, self._notes = self._notes, []
+        keys = len(notes)
+        changes += self._entries(notes)
         doubts, self._doubts = self._doubts, []
         changes += [doubtful_entry(self._ctx.clock.now(), record) for record in doubts]
         keys += sum(len(record.slots) for record in doubts)
-        for page in noted:
-            page.slots, page.times = [], []
         return _Batch(changes, keys, self._ctx.clock.elapsed())
 
     async def _write(self, batch: _Batch) -> None:
@@ -229,32 +206,31 @@ class Journal:
         query = LedgerQuery(first.terms[0], first.kind, first.time, first.time, limit=_PAGE)
         return any(entry.body == first.body for entry in await self._ctx.store.entries(query))
 
-    def _entries(self, noted: Sequence[Page]) -> Iterator[Append]:
+    def _entries(self, notes: Sequence[_Note]) -> Iterator[Append]:
         """Return entries for what was issued and what was delivered, one span of time after the other."""
         spans: dict[tuple[str, int], list[_Stretch]] = {}
-        for page in noted:
-            for span, stretch in _stretches_of(page):
-                spans.setdefault((page.heading.deed, span), []).append(stretch)
+        for span, stretch in _stretches_of(notes):
+            spans.setdefault((stretch.heading.deed, span), []).append(stretch)
         for (deed, _), stretches in spans.items():
             for first in range(0, len(stretches), _RECORDS):
                 yield self._entry(deed, stretches[first : first + _RECORDS])
 
     def _entry(self, deed: str, stretches: Sequence[_Stretch]) -> Append:
         since = min(min(one.times) for one in stretches)
-        windows = dict.fromkeys((one.heading.segment, one.heading.peer, one.heading.window) for one in stretches)
-        terms = dict.fromkeys(f"segment:{segment.hex()}" for segment, _, _ in windows)
-        terms |= dict.fromkeys(window_term(peer, window) for _, peer, window in windows)
+        sources = dict.fromkeys(one.source for one in stretches)
+        terms = dict.fromkeys(f"segment:{one.segment.hex()}" for one in sources)
+        terms |= dict.fromkeys(window_term(one.peer, one.window) for one in sources)
         body = encode_key_records(self._record(one, since) for one in stretches)
         return Append(Nanoseconds(since), deed, body, tuple(terms))
 
     def _record(self, one: _Stretch, since: int) -> KeyRecord:
-        heading = one.heading
+        heading, source = one.heading, one.source
         return KeyRecord(
             version=KEY_RECORD_VERSION,
-            segment=heading.segment,
-            peer=heading.peer,
-            window=heading.window,
-            slots=one.slots,
+            segment=source.segment,
+            peer=source.peer,
+            window=source.window,
+            slots=tuple(one.slots),
             initiator=heading.initiator,
             target=heading.target,
             recipe=heading.recipe.name,
@@ -320,12 +296,18 @@ def _slots_in(body: bytes, kind: str, deed: str, peer: NodeId, window: int, segm
     )
 
 
-def _stretches_of(page: Page) -> Iterator[tuple[int, _Stretch]]:
-    """Return the keys of a page, cut where another span of time begins: nearly always in one piece."""
-    noted = zip(page.slots, page.times, strict=True)
-    for span, some in itertools.groupby(noted, key=lambda one: one[1] // SPAN):
-        slots, times = zip(*some, strict=True)
-        yield span, _Stretch(page.heading, slots, times)
+def _stretches_of(notes: Sequence[_Note]) -> Iterator[tuple[int, _Stretch]]:
+    """Return the keys of each record to be, with the span of time in which they lie."""
+    found: dict[tuple[Heading, Source, int], _Stretch] = {}
+    for heading, source, slot, now in notes:
+        which = heading, source, now // SPAN
+        stretch = found.get(which)
+        if stretch is None:
+            stretch = found[which] = _Stretch(heading, source, [], [])
+        stretch.slots.append(slot)
+        stretch.times.append(now)
+    for (_, _, span), stretch in found.items():
+        yield span, stretch
 
 
 def window_term(peer: NodeId, number: int) -> str:

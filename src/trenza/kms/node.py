@@ -24,7 +24,6 @@ from trenza.base.names import LinkId, NodeId, SaeId
 from trenza.base.units import Nanoseconds, Seconds, nanoseconds
 from trenza.core.choice import StrandKind
 from trenza.core.policy import SignedBook, open_book
-from trenza.core.recipe import LOCAL
 from trenza.kms import rows
 from trenza.kms.cede import Cedes
 from trenza.kms.clock_check import ClockCheck
@@ -292,15 +291,7 @@ class Node:
 
     def partners(self) -> list[NodeId]:
         """Return the nodes with which this one shares pools: those of its SAEs' partners."""
-        ctx = self.ctx
-        if not ctx.has_book:
-            return []
-        found = {
-            other.node
-            for _, other, policy in ctx.book.pairs_of_node(ctx.name)
-            if other.node != ctx.name and any(recipe is not LOCAL for recipe in policy.recipes)
-        }
-        return sorted(found)
+        return list(self.ctx.book.partners_of(self.ctx.name)) if self.ctx.has_book else []
 
     def _stock_of(self, peer: NodeId, full: bool) -> int:
         """Return what this node can issue to a peer, some of it after one round trip for a window."""

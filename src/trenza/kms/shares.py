@@ -28,7 +28,7 @@ LOOK_EVERY: Final = Seconds(0.1)
 
 SAVE_EVERY: Final = Seconds(60.0)
 _DAY_NS: Final = 86_400 * 10**9
-_PAIRS_MAX: Final = 10_000
+_PAIRS_MAX: Final = 65_536
 
 
 class Sharer(Protocol):

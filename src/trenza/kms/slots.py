@@ -17,7 +17,7 @@ from trenza.base.errors import ConflictError, FencedError, UnauthorisedError, Un
 from trenza.base.names import NodeId
 from trenza.base.secret import Secret
 from trenza.base.units import NANOSECONDS_PER_SECOND, Bits, Nanoseconds, Seconds, nanoseconds
-from trenza.core.binding import KEY_ID_BYTES, BindingInfo
+from trenza.core.binding import Parties
 from trenza.core.choice import StrandKind
 from trenza.core.delivery import DeliveredKey, KeyFacts
 from trenza.core.keyid import (
@@ -26,11 +26,11 @@ from trenza.core.keyid import (
     pair_handle,
     read_key_id,
     read_packed,
+    size_and_recipe_of,
     slot_of,
     verify_key_id,
     verify_packed,
     window_of,
-    without_slot,
 )
 from trenza.core.plan import KeyPlan
 from trenza.core.policy import Book, Policy, SaeEntry
@@ -41,12 +41,13 @@ from trenza.core.strand import Origin
 from trenza.core.window import HeldWindow
 from trenza.kms.context import Context
 from trenza.kms.id_keys import IdKeyRing
-from trenza.kms.journal import Heading, Journal, Page
+from trenza.kms.journal import Heading, Journal, Source
 from trenza.kms.pools import Pools
 from trenza.kms.ports import Change, Exists, Insert, Table
 from trenza.kms.rows import HOLDER, delivered_key, window_key
 
-_MOST_TILLS: Final = 4_096
+_MOST_REELS: Final = 4_096  # those used last
+_MOST_HEADINGS: Final = 32_768  # likewise
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,94 +73,79 @@ class Pair:
             policy_digest=self.policy.digest,
         )
 
+    @cached_property
+    def parties(self) -> Parties:
+        """Return whom the pair's keys are bound to."""
+        return Parties(self.initiator.node, self.target.node, self.initiator.name, self.target.name)
 
-class Till:
-    """Makes the target's copies of the keys of one pair, recipe and size out of one held window.
 
-    All that these have in common is looked up once.
-    """
+class HeldReel:
+    """What the keys of one recipe, size and policy out of one held window have in common, whatever their pair."""
 
     __slots__ = (
         "_expires",
         "_facts",
-        "_journal",
         "_opened",
-        "_page",
         "_plan",
-        "_tls_group",
+        "_policy",
         "is_in_policy",
         "lifetime",
-        "pair",
         "recipe",
         "size",
         "slots",
+        "source",
         "window",
     )
 
-    def __init__(self, pair: Pair, recipe: Recipe, size: Bits, window: HeldWindow, journal: Journal) -> None:
-        self.pair = pair
+    def __init__(self, peer: NodeId, window: HeldWindow, recipe: Recipe, size: Bits, policy: Policy) -> None:
+        self.window = window
         self.recipe = recipe
         self.size = size
         self.slots = recipe.slots_for(size)
-        self.window = window
-        self.lifetime = nanoseconds(Seconds(float(pair.policy.key_lifetime_s)))
-        self.is_in_policy = recipe in pair.policy.recipes and (
-            not recipe.needs_qkd
-            or StrandKind.of(pair.policy, full=True).acceptance(oldest=Nanoseconds(0))(window.facts)
+        self.source = Source(peer, window.number, window.facts.record.segment)
+        self.lifetime = nanoseconds(Seconds(float(policy.key_lifetime_s)))
+        self.is_in_policy = recipe in policy.recipes and (
+            not recipe.needs_qkd or StrandKind.of(policy, full=True).acceptance(oldest=Nanoseconds(0))(window.facts)
         )
-        self._journal = journal
-        self._tls_group = ""
-        self._page: Page | None = None
+        self._policy = policy
         self._opened: OpenSegment | None = None
         self._plan: KeyPlan
         self._expires = -1  # in seconds; keys of one second share their facts
         self._facts: KeyFacts
 
-    def key(self, segment: OpenSegment, slot: int, key_id: UUID, now: Nanoseconds, tls_group: str) -> DeliveredKey:
-        """Make the key whose delivery is durable, and note it."""
-        pair, facts = self.pair, self.window.facts
+    def key(self, segment: OpenSegment, slot: int, key_id: UUID, parties: Parties) -> bytearray:
+        """Make the key whose delivery is durable; the caller wipes it."""
         if segment is not self._opened:
-            self._plan = KeyPlan(segment, binding_of(pair, self.recipe, self.size, facts))
+            self._plan = KeyPlan(segment, self.recipe, self.size, policy=self._policy.digest)
             self._opened = segment
-        if self._page is None or tls_group != self._tls_group:
-            self._tls_group, self._page = tls_group, self._journal.page(self._heading(tls_group))
-        self._page.note(slot, now)
-        key = self._plan.key(slot, key_id.bytes)
-        issued = self.window.heard_at(slot) or now
+        return self._plan.key(slot, key_id.bytes, parties)
+
+    def facts(self, slot: int, now: Nanoseconds) -> KeyFacts:
+        """Return what applications are told of the key."""
+        window = self.window
+        issued = window.heard_at(slot) or now
         expires = (issued + self.lifetime) // NANOSECONDS_PER_SECOND
         if expires != self._expires:
-            self._expires, self._facts = expires, facts_of(self.recipe, self.size, facts, issued, pair.policy)
-        return DeliveredKey(key_id, Secret(key), self._facts)
-
-    def _heading(self, tls_group: str) -> Heading:
-        return Heading(
-            "delivered",
-            self.pair.initiator.node,
-            self.window.number,
-            self.window.facts.record.segment,
-            self.pair.initiator.name,
-            self.pair.target.name,
-            self.recipe,
-            self.size,
-            self.pair.policy,
-            tls_group,
-        )
+            self._expires = expires
+            self._facts = facts_of(self.recipe, self.size, window.facts, issued, self._policy)
+        return self._facts
 
 
 class Found(NamedTuple):
     """The slots that a key ID names, held for one delivery."""
 
     key_id: UUID
-    till: Till
+    pair: Pair
+    reel: HeldReel
     slot: int  # the first of them
 
     @property
     def window(self) -> HeldWindow:
-        return self.till.window
+        return self.reel.window
 
     @property
     def slots(self) -> range:
-        return range(self.slot, self.slot + self.till.slots)
+        return range(self.slot, self.slot + self.reel.slots)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +166,8 @@ class Slots:
         self._id_keys = id_keys
         self._pools = pools
         self._journal = journal
-        self._tills: OrderedDict[tuple[Pair, int], Till] = OrderedDict()
+        self._reels: OrderedDict[tuple[NodeId, int, int, bytes], HeldReel] = OrderedDict()
+        self._headings: OrderedDict[tuple[Pair, int, Bits, str], Heading] = OrderedDict()
         self._named: dict[tuple[NodeId, int, bool], list[Pair]] = {}
         self._named_in: Book | None = None
 
@@ -219,34 +206,49 @@ class Slots:
             for pair in pairs:
                 if not verify_packed(key_id.int, packed, keys.theirs, binding=pair.binding):
                     continue
-                till = self._till(pair, packed)
-                if till is None:
+                reel = self._reel(pair, packed)
+                if reel is None:
                     return None
-                if till.is_in_policy:
-                    return Found(key_id, till, slot_of(packed))
+                if reel.is_in_policy:
+                    return Found(key_id, pair, reel, slot_of(packed))
                 self._ctx.counters["keys_outside_policy"] += 1
                 return None
         return None
 
-    def _till(self, pair: Pair, packed: int) -> Till | None:
-        """Return the till for a genuine address; None where its window is not held.
+    def _reel(self, pair: Pair, packed: int) -> HeldReel | None:
+        """Return the reel for a genuine address; None where its window is not held.
 
         It tells whether the issuing node kept to the officer's policy; its word is not taken for it (decision 13).
         """
-        window = self._pools.pair(pair.initiator.node).held.get(window_of(packed))
+        peer = pair.initiator.node
+        window = self._pools.pair(peer).held.get(window_of(packed))
         if window is None:
             return None
-        wanted = (pair, without_slot(packed))
-        till = self._tills.get(wanted)
-        if till is not None and till.window is window:
-            self._tills.move_to_end(wanted)
-            return till
+        wanted = (peer, window.number, size_and_recipe_of(packed), pair.policy.digest)
+        reel = self._reels.get(wanted)
+        if reel is not None and reel.window is window:
+            self._reels.move_to_end(wanted)
+            return reel
         address = KeyAddress.unpack(packed)
-        till = Till(pair, recipe_of_code(address.recipe), address.size, window, self._journal)
-        self._tills[wanted] = till
-        if len(self._tills) > _MOST_TILLS:
-            self._tills.popitem(last=False)
-        return till
+        reel = HeldReel(peer, window, recipe_of_code(address.recipe), address.size, pair.policy)
+        self._reels[wanted] = reel
+        if len(self._reels) > _MOST_REELS:
+            self._reels.popitem(last=False)
+        return reel
+
+    def _heading(self, one: Found, tls_group: str) -> Heading:
+        pair, reel = one.pair, one.reel
+        wanted = (pair, reel.recipe.code, reel.size, tls_group)
+        heading = self._headings.get(wanted)
+        if heading is None:
+            names = pair.initiator.name, pair.target.name
+            heading = Heading("delivered", *names, reel.recipe, reel.size, pair.policy, tls_group)
+            self._headings[wanted] = heading
+            if len(self._headings) > _MOST_HEADINGS:
+                self._headings.popitem(last=False)
+        else:
+            self._headings.move_to_end(wanted)
+        return heading
 
     def _is_of_other(self, pair: Pair, key_id: UUID) -> bool:
         owner = self.owner(key_id)
@@ -284,7 +286,7 @@ class Slots:
 
     def _is_alive(self, found: Found) -> bool:
         heard = found.window.heard_at(found.slot)
-        return heard is None or self._ctx.clock.now() - heard <= found.till.lifetime
+        return heard is None or self._ctx.clock.now() - heard <= found.reel.lifetime
 
     @staticmethod
     def release(found: Iterable[Found]) -> None:
@@ -304,7 +306,7 @@ class Slots:
         if self._journal.is_full:
             self.release(found)
             self._journal.refuse_if_full()
-        peer = found[0].till.pair.initiator.node
+        peer = found[0].pair.initiator.node
         windows = {one.window.number for one in found}
         changes: list[Change] = [  # a window that was forgotten took the marks of its deliveries along
             Exists(Table.WINDOW, window_key(HOLDER, peer, number)) for number in sorted(windows)
@@ -346,30 +348,18 @@ class Slots:
         """Record that these keys may be marked as delivered, by a commit whose outcome nobody waits for."""
         self._ctx.counters["keys_doubtful"] += len(found)
         for one in found:
-            record, peer = one.window.facts.record, one.till.pair.initiator.node
-            ranges = ((one.slot, one.till.slots),)
+            record, peer = one.window.facts.record, one.pair.initiator.node
+            ranges = ((one.slot, one.reel.slots),)
             self._journal.doubt(
                 DoubtfulRecord(FORMAT_VERSION, "delivered", record.segment, peer, one.window.number, ranges)
             )
 
     async def _made(self, peer: NodeId, one: Found, tls_group: str) -> DeliveredKey:
         segment = await self._pools.opened(peer, one.window.facts.record.segment)
-        return one.till.key(segment, one.slot, one.key_id, self._ctx.clock.now(), tls_group)
-
-
-def binding_of(pair: Pair, recipe: Recipe, size: Bits, facts: SegmentFacts) -> BindingInfo:
-    """Return what keys of this pair out of this segment are bound to; the key ID is filled in for each."""
-    return BindingInfo(
-        recipe=recipe,
-        initiator_node=pair.initiator.node,
-        target_node=pair.target.node,
-        initiator_sae=pair.initiator.name,
-        target_sae=pair.target.name,
-        key_id=bytes(KEY_ID_BYTES),
-        policy_digest=pair.policy.digest,
-        provenance_digest=facts.digest,
-        size=size,
-    )
+        key = Secret(one.reel.key(segment, one.slot, one.key_id, one.pair.parties))
+        now = self._ctx.clock.now()
+        self._journal.note(self._heading(one, tls_group), one.reel.source, one.slot, now)
+        return DeliveredKey(one.key_id, key, one.reel.facts(one.slot, now))
 
 
 def facts_of(recipe: Recipe, size: Bits, facts: SegmentFacts, issued: Nanoseconds, policy: Policy) -> KeyFacts:

@@ -39,7 +39,7 @@ _MEDIA_TYPE: Final = etsi014.MEDIA_TYPE.encode()
 _TRUE_PARAMETERS: Final = frozenset({b"", b"charset=utf-8", b'charset="utf-8"'})
 _NO_STORE: Final = ("cache-control", "no-store")
 _LONGEST_ORDER_BYTES: Final = 128
-_MOST_ORDERS: Final = 10_000
+_MOST_ORDERS: Final = 32_768
 _Asked = tuple[SaeId, str, bytes, bytes, bytes, bytes, bytes, bytes]
 _LOG = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ class KeyDoor:
             order = self._answers.order(caller, slave, wanted, tls_group=request.peer.group)
             if order is not None:
                 if len(self._orders) >= _MOST_ORDERS:
-                    self._orders.clear()
+                    del self._orders[next(iter(self._orders))]
                 self._orders[asked] = order
 
     async def _get_key_with_ids(self, caller: SaeId, master: SaeId, request: Request) -> list[Key]:

@@ -24,6 +24,7 @@ from trenza.wire.etsi014 import Demands, Key, KeyExtension, KeyRequest, Status
 _NO_DEMANDS = Demands()
 _NO_WISHES = Wishes()
 _MILLISECONDS_PER_SECOND = 1_000
+_MOST_TAILS = 256
 _Amount = TypeVar("_Amount", int, Seconds)
 
 
@@ -106,6 +107,7 @@ class _Applications:
 
     def __init__(self, delivery: KeyDelivery) -> None:
         self._delivery = delivery
+        self._tails = _Tails()
 
     async def status(self, caller: SaeId, other: SaeId) -> Status:
         return _status(await self._delivery.status(caller, other))
@@ -125,7 +127,7 @@ class _Applications:
         if request.optional != _NO_DEMANDS:
             return None
         order = self._delivery.order(caller, _demanded(other, request, tls_group))
-        return None if order is None else _Standing(order)
+        return None if order is None else _Standing(order, self._tails)
 
     async def get_key_with_ids(
         self, caller: SaeId, other: SaeId, key_ids: Sequence[UUID], *, tls_group: str
@@ -144,15 +146,31 @@ def _demanded(other: SaeId, request: KeyRequest, tls_group: str) -> IssueRequest
     )
 
 
+class _Tails:
+    """What follows the keys in their answers: keys of one second share what is told of them, whatever their pair."""
+
+    def __init__(self) -> None:
+        self._made: dict[int, tuple[KeyFacts, bytes]] = {}  # by the identity of the facts, which stay alive with it
+
+    def of(self, facts: KeyFacts) -> bytes:
+        made = self._made.get(id(facts))
+        if made is not None:
+            return made[1]
+        if len(self._made) >= _MOST_TAILS:
+            self._made.clear()
+        tail = etsi014.key_tail(_told(facts))
+        self._made[id(facts)] = facts, tail
+        return tail
+
+
 class _Standing:
     """An order whose answers are written in the standard's words."""
 
-    __slots__ = ("_facts", "_order", "_tail")
+    __slots__ = ("_order", "_tails")
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: Order, tails: _Tails) -> None:
         self._order = order
-        self._facts: KeyFacts | None = None
-        self._tail = b""
+        self._tails = tails
 
     @property
     def is_good(self) -> bool:
@@ -162,12 +180,9 @@ class _Standing:
         fresh = self._order.serve()
         if fresh is None:
             return None
-        facts = fresh.facts
-        if facts is not self._facts:  # keys of one second share theirs
-            self._facts, self._tail = facts, etsi014.key_tail(_told(facts))
         key = fresh.key
         try:
-            return etsi014.container_of_one(fresh.number, key, self._tail)
+            return etsi014.container_of_one(fresh.number, key, self._tails.of(fresh.facts))
         finally:
             key[:] = bytes(len(key))
 

@@ -18,7 +18,7 @@ from trenza.base.errors import UnauthorisedError
 from trenza.base.names import SaeId
 from trenza.net.tls import PeerIdentity, RevocationCheck, never_revoked
 
-_MOST_REMEMBERED: Final = 4_096
+_MOST_REMEMBERED: Final = 16_384  # more than may be connected at a time
 
 
 class NameKind(enum.Enum):

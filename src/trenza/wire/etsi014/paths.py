@@ -46,7 +46,7 @@ def _route(path: str) -> Route | None:
     return Route(Method(match[2]), sae_id)
 
 
-_remembered_route = functools.lru_cache(maxsize=4096)(_route)
+_remembered_route = functools.lru_cache(maxsize=16_384)(_route)
 """An application asks for the same few paths again and again; refusals are worked out anew."""
 
 
