@@ -141,15 +141,23 @@ def test_nobody_listening_means_never_sent(run, pki):
 
 def test_no_answer_in_time_means_perhaps_heard(run, pki):
     async def story():
+        gate = asyncio.Event()
+        gate.set()
+
         async def handler(_request):
-            await asyncio.sleep(0.2)
+            await gate.wait()
             return Response(200)
 
-        async with asking(pki, handler) as (client, _server):
+        async with asking(pki, handler) as (client, server):
+            assert (await client.request("GET", "/")).status == 200  # from now on it is connected
+            (first,) = server.connections
+            gate.clear()
             with pytest.raises(PeerUnavailableError, match="did not answer") as caught:
                 await client.request("GET", "/", timeout_s=0.05)
             assert caught.value.sent is True
-            assert (await client.request("GET", "/")).status == 200  # on a new connection
+            gate.set()
+            assert (await client.request("GET", "/")).status == 200
+            assert first not in server.connections or len(server.connections) == 2  # on a new connection
 
     run(story())
 
