@@ -10,6 +10,7 @@ survives power loss; secure_delete=ON overwrites what is deleted. Checkpoints ar
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from types import MappingProxyType
 
 import apsw
@@ -33,6 +34,22 @@ _SETTINGS = (
 
 def _rows(table: str) -> str:
     return f"CREATE TABLE {table} (key BLOB PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID"
+
+
+def _large_rows(table: str) -> str:
+    """A table whose values may be longer than a quarter of a page.
+
+    Without a rowid, the search for a key would read whole every long row that it compares with.
+    """
+    return f"CREATE TABLE {table} (key BLOB NOT NULL PRIMARY KEY, value BLOB NOT NULL) STRICT"
+
+
+def _enlarge(*tables: str) -> Iterator[str]:
+    for table in tables:
+        yield f"ALTER TABLE {table} RENAME TO small_{table}"
+        yield _large_rows(table)
+        yield f"INSERT INTO {table} SELECT key, value FROM small_{table} ORDER BY key"  # noqa: S608 - a closed list
+        yield f"DROP TABLE small_{table}"
 
 
 MIGRATIONS = MappingProxyType(
@@ -72,11 +89,12 @@ MIGRATIONS = MappingProxyType(
                 SELECT coalesce(sum(180 + length(body) + 2 * length(CAST(terms AS BLOB))), 0) FROM ledger
             )""",
         ),
+        4: tuple(_enlarge("meta", "link_block", "segment", "segment_bytes")),
     }
 )
 """By version, what brings a file of the version before to it. Never change one that a release has: add another.
 
-A new member of kms.ports.Table needs one, with its `_rows`."""
+A new member of kms.ports.Table needs one, with its `_rows`, or its `_large_rows`."""
 
 VERSION = max(MIGRATIONS)
 
