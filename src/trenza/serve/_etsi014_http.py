@@ -9,7 +9,6 @@ Standard: ETSI GS QKD 014 V1.1.1, Tables 2 to 8 and 13.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import math
@@ -17,6 +16,7 @@ from collections.abc import Awaitable, Iterator, Sequence
 from typing import Final, Protocol
 from uuid import UUID
 
+from trenza.base.deadlines import Deadlines
 from trenza.base.errors import (
     ConflictError,
     InvalidRequestError,
@@ -81,7 +81,7 @@ class KeyDoor:
     def __init__(self, answers: Answers, callers: Callers, *, deadline: Seconds = DEADLINE) -> None:
         self._answers = answers
         self._callers = callers
-        self._deadline = deadline
+        self._deadlines = Deadlines(deadline)
         self._orders: dict[_Asked, StandingOrder] = {}
 
     @staticmethod
@@ -102,8 +102,7 @@ class KeyDoor:
 
     async def _later(self, caller: SaeId, request: Request) -> Response:
         try:
-            async with asyncio.timeout(self._deadline):
-                return await self._answer(caller, request)
+            return await self._deadlines.within(self._answer(caller, request))
         except TrenzaError as error:
             return answer_to(error)
         except TimeoutError:
