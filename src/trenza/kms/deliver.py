@@ -68,6 +68,8 @@ class Delivery:
         self._no_fetches = asyncio.Event()
         self.look_again: Callable[[SaeId, Sequence[UUID]], Awaitable[None]] | None = None
         """Reads what other instances of this node have written, when a key was not found; None: there are none."""
+        self.is_current: Callable[[], bool] = lambda: self._ctx.clock.elapsed() < self._ctx.until
+        """Tells whether this instance surely knows all that the node holds; else a key may only be unknown here."""
         self.speaks_to_peers = True
         """False: beside the instance that leads, which alone can place a key at another node."""
 
@@ -383,7 +385,12 @@ class Delivery:
             if self.look_again is None:
                 raise
         await self.look_again(caller, key_ids)
-        return self._find_in(pairs, caller, key_ids)
+        try:
+            return self._find_in(pairs, caller, key_ids)
+        except (UnauthorisedError, UnknownKeyError):
+            if self.is_current():
+                raise
+        raise UnavailableError("it is not known now which instance leads this node; try again later")
 
     def _find_in(
         self, pairs: Sequence[Pair], caller: SaeId, key_ids: Sequence[UUID]

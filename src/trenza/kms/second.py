@@ -57,6 +57,7 @@ class Second:
         self.node.pools.may_reserve = lambda: self.reign is not None and not self._is_over
         self.node.shares.stock_of = self._stock_of
         self.node.delivery.look_again = self.look_again
+        self.node.delivery.is_current = lambda: self.is_trusted
         self.node.issuing.on_short = self._refill
         self.reign: ReignRow | None = None
         """What the lead that is in force said last; None while none has been seen to live."""
@@ -64,6 +65,7 @@ class Second:
         self._token = -1
         self._known: dict[bytes, bytes] = {}  # rows of windows as they were taken in
         self._leases: dict[NodeId, LeaseRow] = {}
+        self._epochs: dict[NodeId, int] = {}  # of the peers' lives that the lead last met
         self._used_up: dict[tuple[NodeId, int], Seconds] = {}  # windows whose rows are gone: until when
         self._refreshing = asyncio.Lock()
         self._turns = 0
@@ -205,6 +207,10 @@ class Second:
         ctx = self._ctx
         session = ctx.sessions.get(peer)
         until = min(until, Seconds(ctx.clock.elapsed() + ctx.settings.lease))
+        if self._epochs.setdefault(peer, row.theirs.epoch) != row.theirs.epoch:  # it has dropped what it held for us
+            self._epochs[peer] = row.theirs.epoch
+            for number in [window.number for window in self.node.pools.pair(peer).issuer]:
+                self._drop_issuer(peer, number)
         if session is not None and session.id == row.session:
             session.lease_until = max(session.lease_until, until)
         else:
