@@ -118,6 +118,12 @@ class Instance:
 
     # --- the roles
 
+    def _new_leading(self) -> Leading:
+        return Leading(self._config, self._around)
+
+    def _new_beside(self) -> Beside:
+        return Beside(self._config, self._around, self._database)
+
     async def _run(self) -> None:
         while True:
             if self.leading is not None:
@@ -130,7 +136,7 @@ class Instance:
     async def _lead(self) -> None:
         """Begin a life of the node, under the lead that was just acquired."""
         self._renewing = asyncio.get_running_loop().create_task(self._renew(), name="lead's lease")
-        stack, leading = AsyncExitStack(), Leading(self._config, self._around)
+        stack, leading = AsyncExitStack(), self._new_leading()
         try:
             memory = await self._database.as_lead(stack)
             await leading.open(memory)
@@ -218,7 +224,7 @@ class Instance:
         await self._roles.aclose()
 
     async def _stand_beside(self) -> None:
-        beside = Beside(self._config, self._around, self._database)
+        beside = self._new_beside()
         await beside.open()
         self._beside = beside
         self.front.turn_to(beside.second.node.delivery, beside.second.ready)
@@ -281,14 +287,19 @@ class Beside:
             raise
 
     async def _open(self, memory: Memory) -> None:
-        config, around = self._config, self._around
         assert memory.shared is not None
         self.store = Following(memory.shared, self._database.lease)
-        ctx = Context(
+        self.second = Second(self._context(memory), anchor=memory.anchor)
+        await self.second.node.load_book(None)
+        self._task = asyncio.get_running_loop().create_task(self.second.run(), name="journal beside the lead")
+
+    def _context(self, memory: Memory) -> Context:
+        config, around = self._config, self._around
+        return Context(
             name=config.name,
             store=self.store,
             sealer=memory.sealer,
-            peers=_Nobody(),
+            peers=Nobody(),
             clock=around.clock,
             entropy=around.entropy,
             signer=MlDsaSigner.load(config.peers.private_key),
@@ -298,9 +309,6 @@ class Beside:
             officer=load_officer_public_key(config.officer).public_bytes_raw(),
             shared=self.store,
         )
-        self.second = Second(ctx, anchor=memory.anchor)
-        await self.second.node.load_book(None)
-        self._task = asyncio.get_running_loop().create_task(self.second.run(), name="journal beside the lead")
 
     async def follow(self) -> Lead:
         """Look who leads, and read what has changed."""
@@ -321,7 +329,7 @@ class Beside:
         await self._opened.aclose()
 
 
-class _Nobody:
+class Nobody:
     """The peers of an instance that does not lead: it speaks to none."""
 
     async def call(self, peer: NodeId, message: PeerMessage, *, timeout: Seconds) -> PeerMessage:  # noqa: ARG002

@@ -32,7 +32,7 @@ _MOST_SEEDS: Final = 10_000_000
 _EVERY: Final = 5.0  # seconds between two lines of progress that nobody watches
 _SENTENCES: Final = 5  # of a failing seed
 _LIST: Final = "list"
-_PLANS: Final = ("rough", "calm", "storm")
+_PLANS: Final = ("rough", "calm", "storm", "instances")
 
 
 class Seeds(click.ParamType[range]):
@@ -94,7 +94,7 @@ def lab() -> None:
     type=click.Choice(_PLANS),
     default=_PLANS[0],
     show_default=True,
-    help="How bad it gets: with every fault, with none, or twice as long and worse.",
+    help="How bad it gets: with every fault, with none, twice as long and worse, or to nodes of two instances.",
 )
 @click.option(
     "--without",

@@ -23,9 +23,9 @@ from typing import Final
 from trenza.app.scenario import Scenario, load_scenario
 from trenza.lab.history import Delivered
 from trenza.lab.loop import run
-from trenza.lab.plan import FAULTS, PLANS
+from trenza.lab.plan import FAULTS, INSTANCE_FAULTS, PLANS
 from trenza.lab.rules import Balance, balance
-from trenza.lab.story import Outcome, Story
+from trenza.lab.story import Outcome, story_of
 
 _CHUNK: Final = 2
 """Seeds that a process takes at once."""
@@ -75,7 +75,7 @@ class Tally:
         self.harness_failures += bool(one.harness)
         if one.violations or one.harness:
             self.failing.append(one.seed)
-        self.fired_in.update(kind for kind in FAULTS if one.fired[kind])
+        self.fired_in.update(kind for kind, times in one.fired.items() if times)
         for what in ("filled", "issued", "doubtful", "left"):
             self.slots[what] += getattr(one.slots, what)
         self.cpu += one.cpu
@@ -83,6 +83,7 @@ class Tally:
 
     def document(self, *, scenario: str, plan: str, seconds: float) -> dict[str, object]:
         """Return all of it, for a program."""
+        faults = INSTANCE_FAULTS if PLANS[plan].has_instances else FAULTS
         return {
             "scenario": scenario,
             "plan": plan,
@@ -94,7 +95,7 @@ class Tally:
             "failing_seeds": sorted(self.failing),
             "fewest_keys": self.fewest_keys,
             "slots": dict(self.slots),
-            "faults": {kind: round(self.fired_in[kind] / max(1, self.seeds), 4) for kind in FAULTS},
+            "faults": {kind: round(self.fired_in[kind] / max(1, self.seeds), 4) for kind in faults},
             "cpu_seconds": round(self.cpu, 1),
             "virtual_seconds": round(self.virtual, 1),
             "seconds": round(seconds, 1),
@@ -105,7 +106,7 @@ def lived(scenario: Scenario, seed: int, plan: str, without: Sequence[str] = ())
     """Live through one seed, under a plan of that name without some kinds of trouble."""
 
     async def story() -> Outcome:
-        return await Story(scenario, seed=seed, plan=PLANS[plan].without(without)).run()
+        return await story_of(scenario, seed=seed, plan=PLANS[plan].without(without)).run()
 
     return run(story())
 

@@ -16,7 +16,7 @@ from heapq import heapify, heappop, heappush
 from typing import Any, Final, TypeAlias, TypeVar, TypeVarTuple
 
 from trenza.base.units import Nanoseconds, Seconds, nanoseconds
-from trenza.lab.process import make_task
+from trenza.lab.process import Process, make_task, process_of
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -92,6 +92,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._calls: deque[_Call] = deque()
         self._timers: list[tuple[float, _Call]] = []
         self._cancelled = 0  # among the timers
+        self._frozen: dict[Process, list[_Call]] = {}
 
     def time(self) -> float:
         return self._now
@@ -125,6 +126,14 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def note_cancelled(self) -> None:
         """Count a timer that waits for nothing any more."""
         self._cancelled += 1
+
+    def freeze(self, process: Process) -> None:
+        """Let nothing of a process happen until it thaws, though time goes on, as when its machine is paused."""
+        self._frozen.setdefault(process, [])
+
+    def thaw(self, process: Process) -> None:
+        """Let a process go on with all that has become due."""
+        self._calls.extend(self._frozen.pop(process, ()))
 
     # --- running
 
@@ -167,7 +176,12 @@ class VirtualLoop(asyncio.BaseEventLoop):
             calls.append(timer)
         for _ in range(len(calls)):
             call = calls.popleft()
-            if not call.is_cancelled:
+            if call.is_cancelled:
+                continue
+            if self._frozen and (process := process_of(call.context)) in self._frozen:
+                assert process is not None
+                self._frozen[process].append(call)
+            else:
                 self._make(call)
 
     def _make(self, call: _Call) -> None:

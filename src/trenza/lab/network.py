@@ -10,6 +10,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -51,6 +52,9 @@ class LabNetwork:
 
     listen: Callable[[NodeId, NodeId, bytes], None] = lambda _sender, _receiver, _body: None
     alter: Callable[[NodeId, NodeId, bytes], bytes] = lambda _sender, _receiver, body: body  # a hostile node's words
+    _context: Context = field(
+        default_factory=copy_context
+    )  # what is on its way arrives whatever became of its sender
     _sent: Counter[tuple[NodeId, NodeId]] = field(default_factory=Counter)
     _arrived: dict[tuple[NodeId, NodeId], int] = field(default_factory=dict)
 
@@ -73,7 +77,8 @@ class LabNetwork:
         if self.chance.random() < self.weather.late:
             self.fired["message late"] += 1
             delay = self.chance.uniform(*self.weather.lateness)
-        asyncio.get_running_loop().call_later(delay, self._pass, sender, receiver, arrive)
+        loop = asyncio.get_running_loop()
+        loop.call_later(delay, self._pass, sender, receiver, arrive, context=self._context)
 
     def _pass(self, sender: NodeId, receiver: NodeId, arrive: Callable[[], None]) -> None:
         if frozenset((sender, receiver)) in self.cut:

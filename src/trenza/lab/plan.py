@@ -42,6 +42,17 @@ TROUBLES: Final = (
 )
 """What the lab does to a network, beside its weather; each is a method of lab.trouble.Troubles."""
 
+INSTANCE_TROUBLES: Final = (
+    "instance killed",
+    "instance paused",
+    "instance stopped",
+    "database cut",
+    "database restarted",
+    "database failed over",
+    "commit answer lost",
+)
+"""What it does to nodes of several instances; each is a method of lab.instance_trouble.InstanceTroubles."""
+
 FAULTS: Final = (
     *TROUBLES,
     "message lost",
@@ -55,7 +66,14 @@ FAULTS: Final = (
 """Every kind of fault, as counted when it takes effect."""
 
 
-AVOIDABLE: Final = (*TROUBLES, "message lost", "message repeated", "message late")
+INSTANCE_FAULTS: Final = (
+    *INSTANCE_TROUBLES,
+    *("kill", "power loss", "network cut", "network cut one way", "device cut", "slow disk", "clock jump"),
+    *("message lost", "message repeated", "message late", "messages reordered", "clock skew"),
+)
+"""The same, of a story with such nodes."""
+
+AVOIDABLE: Final = (*TROUBLES, *INSTANCE_TROUBLES, "message lost", "message repeated", "message late")
 """The kinds that a story can do without; the others come of these, or are how networks and clocks are."""
 
 
@@ -78,6 +96,9 @@ class Plan:
     )
     """How often each kind is begun in a story, on average: a whole number of times, and once more or not."""
 
+    has_instances: bool = False
+    """Every second node, in the order of their names, is two instances over one database."""
+
     def without(self, kinds: Collection[str]) -> Plan:
         """Return the plan without some kinds of trouble, so that it can be seen which of them a find needs."""
         weather = replace(
@@ -98,4 +119,16 @@ STORM: Final = Plan(
     troubles=MappingProxyType(dict.fromkeys(TROUBLES, 2.5)),
 )
 
-PLANS: Final = MappingProxyType({"calm": CALM, "rough": Plan(), "storm": STORM})
+INSTANCES: Final = Plan(
+    has_instances=True,
+    troubles=MappingProxyType(
+        {
+            **dict.fromkeys(("instance killed", "instance paused", "commit answer lost"), 1.5),
+            **dict.fromkeys(("instance stopped", "database cut", "database restarted", "database failed over"), 0.8),
+            **dict.fromkeys(("kill", "power loss", "network cut", "network cut one way"), 0.6),
+            **dict.fromkeys(("device cut", "slow disk", "clock jump"), 0.5),
+        }
+    ),
+)
+
+PLANS: Final = MappingProxyType({"calm": CALM, "rough": Plan(), "storm": STORM, "instances": INSTANCES})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Generator
-from contextvars import ContextVar, copy_context
+from contextvars import Context, ContextVar, copy_context
 from typing import Any, TypeVar
 
 from trenza.base.errors import TrenzaError
@@ -23,19 +23,24 @@ _running: ContextVar[Process | None] = ContextVar("_running", default=None)
 class Process:
     """One life of a node on a machine."""
 
-    def __init__(self, name: str, *, fatal_step: int = 0, on_death: Callable[[], None]) -> None:
+    def __init__(
+        self, name: str, *, fatal_step: int = 0, on_death: Callable[[], None], keeps_all: bool = False
+    ) -> None:
         """Begin a life without any task.
 
         Args:
             name: for people.
             fatal_step: the process dies when it is about to take this step, counted from 1; 0 is never.
             on_death: called when it does.
+            keeps_all: whether tasks that its tasks begin end with it by themselves, not by who began them.
         """
         self.name = name
         self.steps = 0
         self.fatal_step = fatal_step
         self.dead = False
         self.on_death = on_death
+        self.ended = asyncio.Event()
+        self.keeps_all = keeps_all
         self._tasks: dict[asyncio.Task[Any], None] = {}  # in the order in which they began
         self._context = copy_context()
         self._context.run(_running.set, self)
@@ -43,9 +48,14 @@ class Process:
     def spawn(self, deed: Coroutine[Any, Any, T], *, name: str | None = None) -> asyncio.Task[T]:
         """Let the process do something."""
         task = asyncio.get_running_loop().create_task(deed, name=name, context=self._context)
+        if not self.keeps_all:
+            self.keep(task)
+        return task
+
+    def keep(self, task: asyncio.Task[Any]) -> None:
+        """Let a task end when the process does."""
         self._tasks[task] = None
         task.add_done_callback(self._tasks.pop)
-        return task
 
     async def ask(self, deed: Coroutine[Any, Any, T]) -> T:
         """Let the process do something and wait for it; who gives up does not stop it, as with a connection cut."""
@@ -69,6 +79,7 @@ class Process:
             The tasks that still unwind.
         """
         self.dead = True
+        self.ended.set()
         unwinding = list(self._tasks)
         for task in unwinding:
             task.cancel()
@@ -116,8 +127,18 @@ class _Steps(Coroutine[Any, Any, T]):
         return self._coro.__await__()
 
 
+def process_of(context: Context) -> Process | None:
+    """Return the process that something is to be called in."""
+    return context.get(_running)
+
+
 def make_task(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
     """Make a task for the loop's task factory, its steps counted if it belongs to a process."""
     context = options.get("context")
     process = _running.get() if context is None else context.get(_running)
-    return asyncio.Task(coro if process is None else _Steps(coro, process), loop=loop, **options)
+    if process is None:
+        return asyncio.Task(coro, loop=loop, **options)
+    task: asyncio.Task[Any] = asyncio.Task(_Steps(coro, process), loop=loop, **options)
+    if process.keeps_all:
+        process.keep(task)
+    return task

@@ -68,13 +68,16 @@ class Story:
 
     def __init__(self, scenario: Scenario, *, seed: int, plan: Plan, settings: Settings = SMALL) -> None:
         self.plan = plan
-        self.world = World(scenario, seed=seed, settings=settings)
+        self._begin(scenario, seed, settings, random.Random(f"story {seed}"))  # noqa: S311 - it must repeat
         self.world.set_disk_delay(*plan.disk_delay)
-        self.client = Client(self.world)
-        self.troubles = Troubles(self.world, plan, random.Random(f"story {seed}"))  # noqa: S311 - it must repeat
         self._policies = {policy.name: policy for policy in scenario.policies}
         self._unfetched: list[_Right] = []
         self._fetched: list[_Right] = []
+
+    def _begin(self, scenario: Scenario, seed: int, settings: Settings, chance: random.Random) -> None:
+        self.world = World(scenario, seed=seed, settings=settings)
+        self.client = Client(self.world)
+        self.troubles = Troubles(self.world, self.plan, chance)
 
     async def run(self) -> Outcome:
         """Live through the story, heal, see that everything works again, and judge the history."""
@@ -180,7 +183,7 @@ class Story:
             await self._issue(chance)
         if not lame:
             return []
-        troubles = {name: one.node.troubles for name, one in self.world.machines.items() if one.node is not None}
+        troubles = {name: node.troubles for name, node in self.world.nodes()}
         return [f"no key within {RECOVERY:.0f} s although all is well: {', '.join(lame)} ({troubles})"]
 
     async def _works(self, rule: Rule, caller: SaeId, target: SaeId, deadline: float) -> bool:
@@ -208,12 +211,20 @@ class Story:
 
     def _counters(self) -> Counter[str]:
         found: Counter[str] = Counter()
-        for machine in self.world.machines.values():
-            if machine.node is not None:
-                found.update(machine.node.ctx.counters)
+        for _, node in self.world.nodes():
+            found.update(node.ctx.counters)
         return found
+
+
+def story_of(scenario: Scenario, *, seed: int, plan: Plan) -> Story:
+    """Return a story of that plan."""
+    if not plan.has_instances:
+        return Story(scenario, seed=seed, plan=plan)
+    from trenza.lab.instance_story import InstanceStory  # what it imports takes the extra `postgres`
+
+    return InstanceStory(scenario, seed=seed, plan=plan)
 
 
 async def live_through(scenario: Scenario, *, seed: int, plan: Plan | None = None) -> Outcome:
     """Run one story; call it in the lab's loop."""
-    return await Story(scenario, seed=seed, plan=plan or Plan()).run()
+    return await story_of(scenario, seed=seed, plan=plan or Plan()).run()

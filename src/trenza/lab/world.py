@@ -127,6 +127,10 @@ class World:
     def set_weather(self, weather: Weather) -> None:
         self.network.weather = weather
 
+    def nodes(self) -> list[tuple[str, Node]]:
+        """Return all that run, by what histories call them."""
+        return [(name, one.node) for name, one in self.machines.items() if one.node is not None]
+
     def node(self, name: str) -> Node:
         node = self.machines[NodeId(name)].node
         assert node is not None, f"{name} is down"
