@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from formal import witness
 from formal.explore import Found, explore
 from formal.model import Bounds, Budget, Flaw, State, first_state, steps_of, wrong_of
 
@@ -75,3 +76,51 @@ FLAWED: dict[Flaw, Bounds] = {
 def explored(world: Bounds, *, most: int = 2_000_000) -> Found[State]:
     """Visit every state of a world."""
     return explore(first_state(world), steps=steps_of(world), wrong=wrong_of(world), most=most)
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """A world of a node, its copies, and a peer that remembers (formal.witness)."""
+
+    name: str
+    bounds: witness.Bounds
+
+
+def remembered(
+    units: int, *, crashes: int = 0, copies: int = 0, clones: int = 0, peer_crashes: int = 0
+) -> witness.Bounds:
+    return witness.Bounds(units, witness.Budget(crashes, copies, clones, peer_crashes))
+
+
+QUICK_REMEMBERED = (
+    Remembered("a machine put back", remembered(2, crashes=1, copies=1)),
+    Remembered("put back, and the peer crashes", remembered(1, crashes=2, copies=1, peer_crashes=1)),
+    Remembered("a clone beside its original", remembered(2, clones=1)),
+    Remembered("a clone, and a crash", remembered(1, crashes=1, clones=1)),
+)
+"""A second or two: part of the default tests."""
+
+LARGE_REMEMBERED = (
+    Remembered("a machine put back", remembered(3, crashes=2, copies=1, peer_crashes=1)),
+    Remembered("a clone, and a crash", remembered(2, crashes=1, clones=1, peer_crashes=1)),
+    Remembered("a copy and a clone", remembered(1, crashes=1, copies=1, clones=1)),
+)
+
+FLAWED_REMEMBERED: dict[witness.Flaw, witness.Bounds] = {
+    witness.Flaw.SENT_BEFORE_TOLD: remembered(1, crashes=1, copies=1),
+    witness.Flaw.TOLD_BEFORE_DURABLE: remembered(1, crashes=1, copies=1, peer_crashes=1),
+    witness.Flaw.LAST_COUNTS: remembered(1, crashes=1, copies=1),
+    witness.Flaw.COUNTS_IGNORED: remembered(1, crashes=1, copies=1),
+    witness.Flaw.NONCES_IGNORED: remembered(1, crashes=1, clones=1),
+    witness.Flaw.USED_IN_MEMORY: remembered(1, crashes=1, copies=1),
+    witness.Flaw.DELIVERED_UNMET: remembered(1, crashes=1, copies=1),
+    witness.Flaw.HOME_TOO_SOON: remembered(1, crashes=2, copies=1),
+    witness.Flaw.HEARD_OF_THE_DEAD: remembered(1, crashes=1, clones=1),
+}
+
+
+def witnessed(world: witness.Bounds, *, most: int = 2_000_000) -> Found[witness.State]:
+    """Visit every state of a world with a peer that remembers."""
+    return explore(
+        witness.first_state(world), steps=witness.steps_of(world), wrong=witness.wrong_of(world), most=most
+    )

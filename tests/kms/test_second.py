@@ -80,7 +80,7 @@ class Beside:
         await self.world.b.get_window(8)
         self.store.tables = self.world.a.store.tables
         for count in (1, 2):  # the lead is seen to live
-            reign = ReignRow(1, count, bytes(16), 1, 1, 1)
+            reign = ReignRow(1, count, bytes(16), 1, 1, 1, (B,))
             await self.store.commit([Put(Table.META, REIGN, rows.encode(reign))])
             await self.second.refresh(1)
         assert self.second.is_trusted

@@ -10,17 +10,18 @@ import msgspec
 import pytest
 from tests.simulation.networks import network
 
-from trenza.base.errors import PeerUnavailableError, TrenzaError
+from trenza.base.errors import AuthenticationError, PeerUnavailableError, TrenzaError, UnavailableError
 from trenza.base.names import NodeId, SaeId
 from trenza.base.units import Seconds
 from trenza.core.delivery import DeliveredKey, IssueRequest
 from trenza.lab.client import Client
 from trenza.lab.disk import DeathAt
-from trenza.lab.history import violations
+from trenza.lab.history import Sent, violations
 from trenza.lab.loop import run
+from trenza.lab.machine import Copy
 from trenza.lab.plan import SMALL
 from trenza.lab.world import World
-from trenza.wire.peer import Knock, Presence, life_message
+from trenza.wire.peer import Done, Knock, Presence, Reached, life_message
 
 A, B = NodeId("A"), NodeId("B")
 A1, B1 = SaeId("A1"), SaeId("B1")
@@ -315,6 +316,127 @@ def test_a_request_that_comes_while_a_node_stops_begins_nothing_in_the_backgroun
             assert not node._refill(B, True, lambda _: True)
         await world.crash(A)
         await world.start(A)
+        await judged(world)
+
+    run(story())
+
+
+# --- counters: a copy that brought its anchor along
+
+
+async def rewound(world: World, name: NodeId, copy: Copy, anchor: tuple[bytes, int] | None) -> None:
+    """Put a snapshot of a whole virtual machine in place, and start it."""
+    await world.crash(name)
+    world.restore_whole(name, copy, anchor)
+    await world.start(name)
+
+
+@pytest.mark.parametrize("name", [A, B])
+def test_a_machine_that_is_put_back_with_its_anchor_is_found_by_the_peer_that_heard_more(name) -> None:
+    async def story() -> None:
+        world = await started()
+        caller, target = (B1, A1) if name == A else (A1, B1)  # keys that the node which goes back delivers
+        keys = await issued(world, 3, caller=caller, target=target)
+        copy, anchor = world.machines[name].copy(), world.machines[name].anchor.recall()
+        assert len(await fetched(world, keys, caller=target, initiator=caller)) == 3
+        await asyncio.sleep(2.0)
+        await rewound(world, name, copy, anchor)
+        node = world.node(name)
+        assert node.ctx.presence.epoch == 1  # by itself it cannot tell
+        assert await fetched(world, keys, caller=target, initiator=caller) == []
+        assert node.ctx.counters["fetches_before_meeting"] == 1
+        await judged(world)
+        assert await fetched(world, keys, caller=target, initiator=caller) == []
+        assert node.ctx.presence.epoch == 2
+        assert node.ctx.counters["lives_superseded"] == 1
+
+    run(story())
+
+
+@pytest.mark.parametrize("name", [A, B])
+def test_link_key_used_since_a_snapshot_is_not_used_again_by_it_even_where_the_message_was_lost(name) -> None:
+    async def story() -> None:
+        world = await started()
+        node, other = world.node(name), B if name == A else A
+        copy, anchor = world.machines[name].copy(), world.machines[name].anchor.recall()
+        tell, is_told = node.relays.before_sending, asyncio.Event()
+        assert tell is not None
+
+        async def tells(peer: NodeId) -> None:
+            await tell(peer)
+            is_told.set()
+
+        node.relays.before_sending = tells
+        carrying = asyncio.create_task(node.relays.carry(bytes([7]) * 16, [NodeId(name), other], 4))
+        await is_told.wait()
+        await asyncio.sleep(0)  # it is on the wire
+        await world.crash(name)
+        carrying.cancel()
+        assert any(isinstance(one, Sent) and one.message.segment == bytes([7]) * 16 for one in world.history.events)
+        await rewound(world, name, copy, anchor)
+        again = world.node(name)
+        await judged(world)
+        assert again.ctx.presence.epoch == 2
+
+    run(story())
+
+
+def test_a_machine_that_was_booted_delivers_what_another_issued_only_when_it_has_met_that_node() -> None:
+    async def story() -> None:
+        world = await started()
+        keys = await issued(world, 3)
+        await world.crash(B, power=True)
+        world.network.cut.add(frozenset((A, B)))
+        await world.start(B)
+        await asyncio.sleep(3.0)
+        assert await fetched(world, keys) == []
+        world.network.cut.clear()
+        await asyncio.sleep(8.0)
+        assert world.node("B").ctx.presence.epoch == 1
+        assert len(await fetched(world, keys)) == 3
+        await judged(world)
+
+    run(story())
+
+
+def test_how_far_a_node_has_got_is_believed_only_in_its_own_words() -> None:
+    async def story() -> None:
+        world = await started()
+        node, known = world.node(A), world.node(B).ctx.presence
+        session = node.ctx.session(B).id
+        forged = msgspec.structs.replace(known, reached=10**9)
+        with pytest.raises(AuthenticationError):
+            await node.handle(B, Reached(session, forged))
+        stranger = msgspec.structs.replace(known, epoch=known.epoch + 1, nonce=bytes(16), reached=10**9)
+        with pytest.raises(UnavailableError):
+            await node.handle(B, Reached(session, stranger))
+        with pytest.raises(UnavailableError):
+            await node.handle(B, Reached(bytes(16), known))
+        await world.crash(B)
+        await world.start(B)
+        again = world.node(B)
+        await judged(world)
+        assert again.ctx.presence.epoch == 1
+
+    run(story())
+
+
+def test_of_what_a_peer_says_late_or_twice_the_furthest_counts() -> None:
+    async def story() -> None:
+        world = await started()
+        node, other = world.node(A), world.node(B)
+        near = other.sessions._life_now()
+        await issued(world, 2)
+        await fetched(world, await issued(world, 2))
+        far = other.sessions._life_now()
+        assert far.reached > near.reached
+        session = node.ctx.session(B).id
+        for life in (far, near, far):
+            assert isinstance(await node.handle(B, Reached(session, life)), Done)
+        await world.crash(A)
+        await world.start(A)
+        known = world.node("A").sessions._known[B]
+        assert known.reached >= far.reached
         await judged(world)
 
     run(story())

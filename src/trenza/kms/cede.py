@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from trenza.base.errors import RefusedError, RemoteProtocolError, UnavailableError
@@ -30,7 +30,7 @@ from trenza.kms.pairs import segment_row
 from trenza.kms.pools import Pools
 from trenza.kms.ports import Change
 from trenza.kms.stock import Segment
-from trenza.wire.peer import Cede, Leave, WindowAnswer, WindowGrant, WindowMark
+from trenza.wire.peer import Cede, Leave, Presence, WindowAnswer, WindowGrant, WindowMark
 
 
 @dataclass(slots=True, eq=False)
@@ -58,6 +58,8 @@ class Cedes:
         self._asked: defaultdict[NodeId, list[_Asked]] = defaultdict(list)
         self._asking: defaultdict[NodeId, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._answering: defaultdict[NodeId, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self.on_reached: Callable[[NodeId, Presence | None], Awaitable[None]] | None = None
+        """Remembers, durably, how far a peer has got that answers with a window."""
 
     # --- the side that wants to issue
 
@@ -141,6 +143,8 @@ class Cedes:
                 self._settle(peer, asked, lost=True)
             raise
         grants = answer.grants if isinstance(answer, WindowAnswer) else ()
+        if isinstance(answer, WindowAnswer) and self.on_reached is not None:
+            await self.on_reached(peer, answer.reached)
         if len(grants) != 1 or not asked.is_answered_by(grants[0]) or asked.lives != _lives(ctx.session(peer)):
             self._settle(peer, asked, lost=True)
             raise RemoteProtocolError(f"node {peer} did not answer a cede with a window of these slots")

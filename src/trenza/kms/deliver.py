@@ -21,7 +21,7 @@ from trenza.base.errors import (
     UnavailableError,
     UnknownKeyError,
 )
-from trenza.base.names import SaeId
+from trenza.base.names import NodeId, SaeId
 from trenza.base.rate import TokenBucket
 from trenza.base.units import Bits, Nanoseconds, Seconds
 from trenza.core.choice import UNMET, acceptance, recipes_for
@@ -72,6 +72,10 @@ class Delivery:
         """Tells whether this instance surely knows all that the node holds; else a key may only be unknown here."""
         self.speaks_to_peers = True
         """False: beside the instance that leads, which alone can place a key at another node."""
+        self.vouches: Callable[[NodeId], bool] = lambda _: True
+        """Tells whether a peer knows of nothing that this node has forgotten, or nothing can be forgotten."""
+        self.on_delivered: Callable[[NodeId], None] = lambda _: None
+        """Hears that keys of a peer were delivered, durably: a copy from before must not do it again."""
 
     # --- who may ask
 
@@ -332,6 +336,7 @@ class Delivery:
         Raises:
             UnauthorisedError: the caller is not a target of each of them.
             UnknownKeyError: one of them cannot be returned.
+            UnavailableError: the node that issued them must be heard first, or too many IDs were unknown.
         """
         self._fetches += 1
         self._no_fetches.clear()
@@ -370,6 +375,7 @@ class Delivery:
                 raise
             raise UnknownKeyError(error.message, details=({"former_KME_ID": former},)) from None
         keys = await self._deliver_all(pair, found, waiting, tls_group)
+        self.on_delivered(pair.initiator.node)
         self._ctx.counters["keys_delivered"] += len(keys)
         if pair is not pairs[0] or pair.target.node != self._ctx.book.sae_by_name[caller].node:
             self._ctx.counters["keys_delivered_after_a_move"] += len(keys)
@@ -398,6 +404,7 @@ class Delivery:
         """Reserve every key as of one and the same of these pairs; what the first says is the refusal."""
         refusal: TrenzaError | None = None
         for pair in pairs:
+            self._refuse_unless_vouched(pair.initiator.node)
             try:
                 found, waiting = self._find_all(pair, caller, key_ids)
             except (UnauthorisedError, UnknownKeyError) as error:
@@ -406,6 +413,11 @@ class Delivery:
                 return pair, found, waiting
         assert refusal is not None
         raise refusal
+
+    def _refuse_unless_vouched(self, peer: NodeId) -> None:
+        if peer != self._ctx.name and not self.vouches(peer):
+            self._ctx.counters["fetches_before_meeting"] += 1
+            raise UnavailableError(f"this node was started at another place and has not met node {peer} since")
 
     def _find_all(self, pair: Pair, caller: SaeId, key_ids: Sequence[UUID]) -> tuple[list[Found], list[UUID]]:
         """Reserve every key, or none."""

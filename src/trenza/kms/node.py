@@ -63,6 +63,7 @@ from trenza.wire.peer import (
     Leave,
     LinkLevels,
     PeerMessage,
+    Reached,
     Relay,
     SegmentCommit,
     SegmentDrop,
@@ -150,6 +151,10 @@ class Node:
         )
         self.exposures = Exposures(ctx, journal=self.journal)
         self.sessions.on_new_life = self._drop_all
+        self.relays.before_sending = self.sessions.tell_reached
+        self.delivery.vouches = self.sessions.vouches  # beside a lead, what that one says counts
+        self.delivery.on_delivered = self.sessions.owe
+        self.cedes.on_reached = self.sessions.note_reached
         self.issuing.on_low = self._restock
         self.issuing.on_short = self._refill
         self.issuing.ask_window = self._ask_window
@@ -314,6 +319,7 @@ class Node:
         settings = self.ctx.settings
         for peer in peers:
             wanted["beat", peer] = (settings.beat_interval, partial(self._beat, peer))
+            wanted["tell", peer] = (Seconds(settings.beat_interval / 4), partial(self._tell, peer))
             if peer in partners:
                 wanted["windows", peer] = (settings.beat_interval, partial(self._windows, peer))
             if self.ctx.leads(peer):
@@ -393,6 +399,11 @@ class Node:
         await self.cedes.step(peer)
         return False
 
+    async def _tell(self, peer: NodeId) -> bool:
+        """Let `peer` remember how far this node is, soon after keys that it issued were delivered."""
+        await self.sessions.tell_if_owed(peer)
+        return False
+
     async def _fetch_book(self, peer: NodeId) -> None:
         ctx = self.ctx
         request = BookRequest(ctx.book.version if ctx.has_book else 0)
@@ -429,6 +440,7 @@ class Node:
         answer = await ctx.peers.call(peer, request, timeout=ctx.settings.call_timeout)
         if not isinstance(answer, WindowAnswer):
             raise RemoteProtocolError(f"node {peer} answered a window request with {type(answer).__name__}")
+        await self.sessions.note_reached(peer, answer.reached)
         if not answer.grants:
             await self.pools.write_off_ungrantable(peer, full=kind.full, accept=accept)
         for segment in dict.fromkeys(await self.pools.accept(peer, answer.grants)):
@@ -547,6 +559,8 @@ class Node:
                 if not self.sessions.has_lease(peer):
                     self.kick("beat", peer)  # the peer has the session too, and will answer with a lease
                 return answer
+            case Reached():
+                return await self.sessions.handle_reached(peer, message)
             case WindowRequest() | Cede() | SegmentOffer() | WrapOffer() if peer not in self.partners():
                 raise UnauthorisedError("the policy book lets no pair of these two nodes share keys")
             case WindowRequest():
@@ -584,7 +598,7 @@ class Node:
                 self.kick("lead", peer)
                 return answer
             case Cede():
-                return await self.cedes.handle(peer, message)
+                return self.sessions.with_reach(await self.cedes.handle(peer, message))
             case Leave():
                 await self.cedes.take_back(peer, message)
                 self.sessions.note_leave(peer)
@@ -601,7 +615,8 @@ class Node:
             raise RemoteProtocolError("a window has at least one slot")
         kind = StrandKind(request.full, request.max_hops, frozenset(map(NodeId, request.relays)), 0)
         accept = kind.acceptance(oldest=Nanoseconds(request.oldest))
-        return WindowAnswer(await self.pools.granting.grant(peer, full=kind.full, slots=wanted, accept=accept))
+        grants = await self.pools.granting.grant(peer, full=kind.full, slots=wanted, accept=accept)
+        return self.sessions.with_reach(WindowAnswer(grants))
 
     def _book_for(self, request: BookRequest) -> BookAnswer:
         signed = self.ctx.signed_book

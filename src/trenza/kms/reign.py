@@ -35,6 +35,7 @@ class ReignRow(msgspec.Struct, frozen=True, array_like=True):
     epoch: int
     incarnation: int
     book_version: int
+    vouching: tuple[str, ...] = ()  # peers that know of nothing that the node has forgotten
 
 
 class LeaseRow(msgspec.Struct, frozen=True, array_like=True):
@@ -81,6 +82,7 @@ class Reign:
             life.epoch,
             life.incarnation,
             ctx.book.version if ctx.has_book else 0,
+            self._sessions.vouching,
         )
         changes: list[Change] = [Put(Table.META, REIGN, rows.encode(reign))]
         told = self._told

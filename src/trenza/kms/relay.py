@@ -2,7 +2,9 @@
 
 The strand begins as units of the route's first link, so the first hop says which and carries nothing. Each relay
 opens it, closes it under the next link's pad, and makes the use of both pads durable in one commit before anything
-leaves. Each hop answers after its downstream has answered, so the source knows when the far end has it.
+leaves. Then the receiver has to remember how far the sender's store is: a copy of the sender from before, which would
+use the same pads, is found by it (docs/adr/0023-counters-among-peers.md). Each hop answers after its downstream has
+answered, so the source knows when the far end has it.
 
 What is uncertain stays used: units of a message that failed, was lost or was altered are burnt at both ends. A relay
 keeps nothing: neither the strand nor the outgoing message is ever written down. A retry within one life of the node
@@ -16,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -75,6 +77,8 @@ class Relays:
         self._pads = pads
         self._once: Once[Relayed] = Once(_REMEMBERED)
         self._arrivals = Arrivals(ctx.clock)
+        self.before_sending: Callable[[NodeId], Awaitable[None]] | None = None
+        """Returns when a peer remembers how far this store has got; nothing is sent to it before."""
 
     # --- the source
 
@@ -317,9 +321,14 @@ class Relays:
         share = (last - message.position + 1) / last
         deadline = ctx.clock.elapsed() + ctx.settings.relay_timeout * share
         pause = _FIRST_PAUSE
+        is_known = self.before_sending is None
         for attempt in range(1, _ATTEMPTS + 1):
             remaining = deadline - ctx.clock.elapsed()
             try:
+                if self.before_sending is not None and not is_known:
+                    await self.before_sending(receiver)
+                    is_known = True
+                    self._refuse_without_lease(receiver)
                 timeout = Seconds(min(remaining, ctx.settings.call_timeout))
                 answer = await ctx.peers.call(receiver, message, timeout=timeout)
                 break

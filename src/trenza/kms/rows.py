@@ -28,12 +28,14 @@ class SelfRow(msgspec.Struct, frozen=True, array_like=True):
     whole: bool = True  # False: strands that cannot be trusted may still be here; whoever starts next drops them
     nonce: bytes = b""  # of that life
     past: tuple[bytes, ...] = ()  # of those before it in its epoch, newest first
+    ends: tuple[int, ...] = ()  # what the store had counted when each of these was over
 
 
 class PeerRow(msgspec.Struct, frozen=True, array_like=True):
     """META/peer:NAME: what this node remembers of another."""
 
     known: Presence | None
+    vouched_at: bytes = b""  # the last place of this node at which it met a life of this node, and knew no better
 
 
 class WindowsRow(msgspec.Struct, frozen=True, array_like=True):

@@ -58,6 +58,7 @@ class Second:
         self.node.shares.stock_of = self._stock_of
         self.node.delivery.look_again = self.look_again
         self.node.delivery.is_current = lambda: self.is_trusted
+        self.node.delivery.vouches = self._vouches
         self.node.issuing.on_short = self._refill
         self.reign: ReignRow | None = None
         """What the lead that is in force said last; None while none has been seen to live."""
@@ -202,6 +203,9 @@ class Second:
             if self._leases.get(peer) != row or peer not in ctx.sessions:
                 self._take_lease(peer, row, Seconds(row.until / NANOSECONDS_PER_SECOND - moment - _MARGIN + asked))
         self._leases = leases
+
+    def _vouches(self, peer: NodeId) -> bool:
+        return self.reign is not None and peer in self.reign.vouching
 
     def _take_lease(self, peer: NodeId, row: LeaseRow, until: Seconds) -> None:
         ctx = self._ctx

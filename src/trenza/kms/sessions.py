@@ -7,11 +7,15 @@ cloned copy can never issue a slot twice (design decision 8; docs/adr/0005-windo
 
 The leader opens sessions; a follower that has none knocks. Two live incarnations of one node are refused: while the
 lease of the one we know is running, another must wait, unless it lives at the same place: it came after its end.
+
+A node tells its peers how far its store has got, and a life says how far each one before it had got. So peers find a
+copy that brought its anchor along: it has forgotten what they remember (docs/adr/0023-counters-among-peers.md).
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 
@@ -41,9 +45,11 @@ from trenza.wire.peer import (
     Knock,
     PeerMessage,
     Presence,
+    Reached,
     RootReset,
     StockMark,
     Superseded,
+    WindowAnswer,
     canonical,
     life_message,
 )
@@ -83,6 +89,12 @@ class Sessions:
         self._meetings: defaultdict[NodeId, TokenBucket] = defaultdict(
             lambda: TokenBucket(_MEETINGS_PER_SECOND, _MEETINGS_AT_ONCE)
         )
+        self._vouched_at: dict[
+            NodeId, bytes
+        ] = {}  # peers that have met a life at that place, and knew no better of it
+        self._told: dict[NodeId, int] = {}  # how far this life has got, as a peer remembers durably
+        self._owed: dict[NodeId, int] = {}  # how far it had got when it last did what a peer is to hear of
+        self._telling: defaultdict[NodeId, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._store_name = bytes(16)
         self._dying = asyncio.Lock()  # held while this life is dropped for a new one
         self.on_new_life: Callable[[], Awaitable[None]] | None = None  # drops what other stories hold
@@ -104,41 +116,64 @@ class Sessions:
         ctx = self._ctx
         value = await ctx.store.get(Table.META, rows.SELF)
         past: tuple[bytes, ...] = ()
+        ends: tuple[int, ...] = ()
         known = self._anchor.recall()
+        await ctx.store.head()  # another instance may have written last
+        reached = ctx.store.counter()
         if value is None:
             row = rows.SelfRow(bytes(ctx.entropy.token(16)), 1, 1)
             whole = True
         else:
             last = rows.decode(value, rows.SelfRow)
-            anchored = known is not None and known[0] == last.store and ctx.store.counter() >= known[1]
+            anchored = known is not None and known[0] == last.store and reached >= known[1]
             whole = anchored and last.whole
             row = rows.SelfRow(last.store, last.epoch + (not whole), last.incarnation + 1)
             if whole and last.nonce:
-                past = (last.nonce, *last.past)[:_PAST]
+                past, ends = (last.nonce, *last.past)[:_PAST], (reached, *last.ends)[:_PAST]
         self._store_name = row.store
-        await self._set_life(row.epoch, row.incarnation, whole=whole, past=past)
+        await self._set_life(row.epoch, row.incarnation, whole=whole, past=past, ends=ends)
         for key, stored in await ctx.store.scan(Table.META, b"peer:"):
             peer = rows.decode(stored, rows.PeerRow)
+            name = NodeId(key[5:].decode())
             if peer.known is not None:
-                self._known[NodeId(key[5:].decode())] = peer.known
+                self._known[name] = peer.known
+            if peer.vouched_at:
+                self._vouched_at[name] = peer.vouched_at
         return whole
 
-    async def _set_life(self, epoch: int, incarnation: int, *, whole: bool, past: tuple[bytes, ...] = ()) -> None:
+    async def _set_life(
+        self,
+        epoch: int,
+        incarnation: int,
+        *,
+        whole: bool,
+        past: tuple[bytes, ...] = (),
+        ends: tuple[int, ...] = (),
+    ) -> None:
         nonce = bytes(self._ctx.entropy.token(16))
-        self._ctx.presence = Presence(epoch, incarnation, nonce, place=self._ctx.place, past=past)
+        self._ctx.presence = Presence(epoch, incarnation, nonce, place=self._ctx.place, past=past, ends=ends)
+        self._told.clear()
+        self._owed.clear()
         self.sign_life()
         await self._write_life(whole=whole)
 
     def sign_life(self) -> None:
         """Sign this node's life with the key that its certificate has now; peers believe no other signature."""
-        life = self._ctx.presence
-        signature = self._ctx.signer.sign(life_message(self._ctx.name, life))
-        self._ctx.presence = msgspec.structs.replace(life, signature=signature)
+        self._ctx.presence = self._signed(self._ctx.presence)
+
+    def _signed(self, life: Presence) -> Presence:
+        return msgspec.structs.replace(life, signature=self._ctx.signer.sign(life_message(self._ctx.name, life)))
 
     async def _write_life(self, *, whole: bool) -> None:
         presence = self._ctx.presence
         row = rows.SelfRow(
-            self._store_name, presence.epoch, presence.incarnation, whole, presence.nonce, presence.past
+            self._store_name,
+            presence.epoch,
+            presence.incarnation,
+            whole,
+            presence.nonce,
+            presence.past,
+            presence.ends,
         )
         await self._ctx.store.commit([Put(Table.META, rows.SELF, rows.encode(row))])
         self.remember()
@@ -211,6 +246,7 @@ class Sessions:
                 await self._establish(
                     peer, answer.presence, agreed, hello, answer.segments, answer.blocks, since=since
                 )
+                await self._note_vouched(peer)
             case _:
                 raise RemoteProtocolError(f"node {peer} answered hello with {type(answer).__name__}")
 
@@ -357,6 +393,7 @@ class Sessions:
         if not _is_same(self._known.get(peer), presence):
             self._pools.granting.renew_incarnation(peer)
         await self._id_keys.keep(peer, keys)
+        self._refuse_earlier_life(peer, presence)  # what is known of the peer may have grown in the meantime
         await self._remember_peer(peer, presence)
         if self._is_past(mine.presence):
             keys.verify_key.wipe()
@@ -379,8 +416,14 @@ class Sessions:
         ctx.counters["sessions_opened"] += 1
 
     async def _remember_peer(self, peer: NodeId, presence: Presence) -> None:
-        self._known[peer] = presence
-        row = rows.PeerRow(presence)
+        """Remember a life of a peer, durably; of one life, what it said when it had got furthest."""
+        known = self._known.get(peer)
+        if known is None or not _is_same(known, presence) or presence.reached > known.reached:
+            self._known[peer] = presence
+        await self._write_peer(peer)
+
+    async def _write_peer(self, peer: NodeId) -> None:
+        row = rows.PeerRow(self._known.get(peer), self._vouched_at.get(peer, b""))
         await self._ctx.store.commit([Put(Table.META, rows.peer_key(peer), rows.encode(row))])
 
     def end(self, peer: NodeId) -> None:
@@ -413,6 +456,7 @@ class Sessions:
         session.lease_until = Seconds(max(session.lease_until, sent + answer.lease_s))
         if ctx.sessions.get(peer) is session:
             self._id_keys.issue_under(peer, session.id)
+            await self._note_vouched(peer)
         await self._pools.retire_issued(peer, marks)
         return answer.book_version
 
@@ -424,6 +468,91 @@ class Sessions:
         self._pools.pair(peer).peer_stock = beat.stock
         await self._pools.granting.note_marks(peer, beat.marks)
         return BeatAnswer(ctx.settings.lease, ctx.book.version if ctx.has_book else 0)
+
+    # --- how far a store has got
+
+    def vouches(self, peer: NodeId) -> bool:
+        """Tell whether `peer` has met a life at this very place, and knew of nothing that it had forgotten.
+
+        Then no copy can have come between: one that is put in its place, or started beside it, is at another.
+        """
+        return self._vouched_at.get(peer) == self._ctx.place
+
+    @property
+    def vouching(self) -> tuple[NodeId, ...]:
+        """The peers that vouch for this life."""
+        return tuple(sorted(peer for peer in self._vouched_at if self.vouches(peer)))
+
+    async def _note_vouched(self, peer: NodeId) -> None:
+        """Note that `peer` has taken this life for the one it knows, or for one that follows it."""
+        if not self.vouches(peer):
+            self._vouched_at[peer] = self._ctx.place
+            await self._write_peer(peer)
+
+    def owe(self, peer: NodeId) -> None:
+        """Note that something was done, durably, that a copy of this node from before must not do again."""
+        self._owed[peer] = self._ctx.store.counter()
+
+    async def tell_if_owed(self, peer: NodeId) -> None:
+        """Tell `peer` how far this life has got, if it has done what the peer is to remember."""
+        if peer in self._ctx.sessions and self._owed.get(peer, 0) > self._told.get(peer, 0):
+            await self.tell_reached(peer)
+
+    async def tell_reached(self, peer: NodeId) -> None:
+        """Return when `peer` remembers, durably, that this life has got as far as it has now.
+
+        Whoever waits meanwhile shares an answer.
+
+        Raises:
+            UnavailableError, PeerUnavailableError: it may not.
+        """
+        ctx = self._ctx
+        now = ctx.store.counter()
+        async with self._telling[peer]:
+            if self._told.get(peer, 0) >= now:
+                return
+            life = self._life_now()
+            message = Reached(ctx.session(peer).id, life)
+            answer = await ctx.peers.call(peer, message, timeout=ctx.settings.call_timeout)
+            if isinstance(answer, Superseded):
+                await self.start_new_life(after=answer.known)
+                raise UnavailableError(f"node {peer} has met a later life of this node; starting a new one")
+            if not isinstance(answer, Done):
+                raise RemoteProtocolError(f"node {peer} answers how far this node is with {type(answer).__name__}")
+            if self._is_past(life):
+                raise UnavailableError("this node begins a new life; what the last one has told is over")
+            self._told[peer] = life.reached
+
+    def with_reach(self, answer: WindowAnswer) -> WindowAnswer:
+        """Return an answer with how far this life has got: the windows in it are durable."""
+        return msgspec.structs.replace(answer, reached=self._life_now()) if answer.grants else answer
+
+    def _life_now(self) -> Presence:
+        return self._signed(msgspec.structs.replace(self._ctx.presence, reached=self._ctx.store.counter()))
+
+    async def handle_reached(self, peer: NodeId, message: Reached) -> PeerMessage:
+        """Remember how far the peer has got; answer when that is durable."""
+        if (later := self._later_life(peer, message.presence)) is not None:
+            return Superseded(later)
+        self._ctx.session_of(peer, message.session)
+        await self.note_reached(peer, message.presence)
+        return Done()
+
+    async def note_reached(self, peer: NodeId, life: Presence | None) -> None:
+        """Remember, durably, how far the life of the peer has got with which there is a session.
+
+        Raises:
+            UnavailableError: there is no session with that life.
+            AuthenticationError: the peer did not sign it.
+        """
+        if life is None:
+            return
+        if not _is_same(self._ctx.session(peer).theirs, life) or not _is_same(self._known.get(peer), life):
+            raise UnavailableError(f"node {peer} speaks of a life with which there is no session")
+        self._ctx.verifier.verify(peer, life_message(peer, life), life.signature)
+        await self._remember_peer(peer, life)
+
+    # --- leases
 
     def is_young(self, peer: NodeId) -> bool:
         """Tell whether the session with `peer` was made so lately that the peer may not have finished making it."""
@@ -458,16 +587,22 @@ def _is_same(one: Presence | None, other: Presence) -> bool:
 
 
 def _is_later(one: Presence, other: Presence) -> bool:
-    """Tell whether `one` shows that `other` is an earlier life, another copy of the same, or a later one of another.
+    """Tell whether `one` shows that `other` is an earlier life, another copy of the same, or a later one of a copy.
 
-    A node that runs on a copy of a memory may start more often than the copy that was met; its past shows it.
+    A node that runs on a copy of a memory may start more often than the copy that was met; its past shows it, by
+    the nonces of lives that were others, or by counting less than they had reached.
     """
     if (one.epoch, one.incarnation) == (other.epoch, other.incarnation):
         return one.nonce != other.nonce
     since = other.incarnation - one.incarnation
     if one.epoch == other.epoch and 0 < since <= len(other.past):
-        return one.nonce != other.past[since - 1]
+        return one.nonce != other.past[since - 1] or one.reached > _end_of(other, since)
     return (one.epoch, one.incarnation) > (other.epoch, other.incarnation)
+
+
+def _end_of(life: Presence, since: int) -> float:
+    """Return what the store had counted when the life so many before this one was over."""
+    return life.ends[since - 1] if since <= len(life.ends) else math.inf
 
 
 def _context_of_answer(answer: HelloAnswer) -> bytes:

@@ -14,7 +14,7 @@ from trenza.core.keyid import read_key_id, verify_key_id
 from trenza.core.recipe import recipe_of_code
 from trenza.kms.node import Node
 from trenza.kms.slots import Pair
-from trenza.lab.history import Delivered, Issued, Place, Refused
+from trenza.lab.history import Delivered, Issued, Place, Reach, Refused
 from trenza.lab.machine import Machine
 from trenza.lab.world import World
 
@@ -63,12 +63,14 @@ class Client:
         async def deed() -> list[DeliveredKey]:
             return list(await node.delivery.fetch(caller, initiator, key_ids, tls_group="lab"))
 
+        life, peer = node.ctx.presence, self._world.homes[initiator]
         keys = await self._ask("fetch", caller, initiator, deed, tuple(key_ids)) or []
+        by = Reach(node.ctx.name, peer, life, node.ctx.store.counter())
         history = self._world.history
         for key in keys:
             now, digest = self._world.clock.elapsed(), history.digest(key.key)
             place = place_of(node, key, initiator, caller)
-            history.add(Delivered(now, key.key_id, initiator, caller, digest, place))
+            history.add(Delivered(now, key.key_id, initiator, caller, digest, place, by))
         return keys
 
     async def _ask(

@@ -8,6 +8,7 @@ sentences, one for each violation; an empty list is what every seed must give.
 from __future__ import annotations
 
 import hmac
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from trenza.core.strand import STRAND_BYTES, Origin
 from trenza.kms import rows
 from trenza.kms.pads import BlockRow, UsedRow
 from trenza.kms.ports import Append, Change, Delete, Insert, Put, Table
-from trenza.wire.peer import PadRange, Relay, canonical
+from trenza.wire.peer import PadRange, Presence, Relay, canonical
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class Delivered:
     target: SaeId
     digest: str = field(repr=False)
     place: Place | None = None  # None: it waited at the target's node, and was not made of slots there
+    by: Reach | None = None  # the life that handed it out; None in histories made by hand
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,35 @@ class Place:
     window: int
     first: int
     count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How far a life of a node had got, and which other node's word it needs to hand out a key."""
+
+    node: NodeId
+    peer: NodeId
+    life: Presence = field(repr=False)
+    counter: int  # commits of its store
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A node noted, durably, which life of another it met, or how far that has got."""
+
+    time: float
+    node: NodeId
+    life: Presence = field(repr=False)
+    peer: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class WentBack:
+    """A node is its own copy, anchor and all, or there are two of it: nobody can know of what came after the copy."""
+
+    time: float
+    node: NodeId
+    since: float  # when the copy was made
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +244,8 @@ Event = (
     | Doubted
     | Filled
     | Forgot
+    | Heard
+    | WentBack
     | Trouble
 )
 
@@ -266,6 +299,10 @@ class History:
         self, time: float, node: NodeId, row: Put | Insert, handed: dict[NodeId, list[tuple[int, int]]]
     ) -> None:
         match row.table:
+            case Table.META if row.key.startswith(b"peer:"):
+                known = rows.decode(row.value, rows.PeerRow).known
+                if known is not None:
+                    self.add(Heard(time, node, known, NodeId(row.key[5:].decode())))
             case Table.WINDOW:
                 self._note_window(time, node, row)
             case Table.DELIVERED:
@@ -326,6 +363,37 @@ def violations(history: History) -> list[str]:
     ]
 
 
+class Witnesses:
+    """What the nodes of a history remembered, durably, of each other's lives, and when they met each of them."""
+
+    def __init__(self) -> None:
+        self._reached: dict[tuple[NodeId, NodeId, bytes], int] = {}  # by who knows, of whom, and the life's nonce
+        self._at_meeting: dict[tuple[NodeId, NodeId, bytes], dict[bytes, int]] = {}  # what was known of other lives
+
+    def note(self, event: Heard | Forgot) -> None:
+        if isinstance(event, Forgot):
+            self._reached = {each: got for each, got in self._reached.items() if each[0] != event.node}
+            return
+        node, peer, nonce = event.node, event.peer, event.life.nonce
+        if (node, peer, nonce) not in self._at_meeting:
+            known = {each[2]: got for each, got in self._reached.items() if each[:2] == (node, peer)}
+            self._at_meeting[node, peer, nonce] = known
+        self._reached[node, peer, nonce] = max(event.life.reached, self._reached.get((node, peer, nonce), 0))
+
+    def could_tell(self, first: Reach, second: Reach) -> bool:
+        """Tell whether the second life of a node knew what the first one did, or who has to let it go on did."""
+        one, other = first.life, second.life
+        if one.nonce == other.nonce or one.epoch != other.epoch:
+            return True
+        past = dict(zip(other.past, other.ends, strict=True))
+        if past.get(one.nonce, -1) >= first.counter:
+            return True  # its own memory tells
+        if first.peer == first.node:
+            return False  # no other node has to do with it
+        met = self._at_meeting.get((second.peer, second.node, other.nonce))
+        return met is None or met.get(one.nonce, 0) >= first.counter
+
+
 def _of(history: History, kind: type) -> Iterable[Event]:
     return (event for event in history.events if isinstance(event, kind))
 
@@ -344,18 +412,27 @@ def _keys_agree(history: History) -> Iterator[str]:
 
 
 def _delivered_once(history: History) -> Iterator[str]:
-    """Each key goes once to its initiator and once to each target, and to nobody else."""
+    """Each key goes once to its initiator and once to each target, and to nobody else.
+
+    Excused is a second delivery by a copy of a node that cannot know of the first: neither can the node that issued
+    the key, when it met the copy.
+    """
     issued: dict[UUID, Issued] = {}
-    handed: set[tuple[UUID, SaeId]] = set()
+    handed: dict[tuple[UUID, SaeId], Reach | None] = {}
+    witnesses = Witnesses()
     for event in history.events:
-        if isinstance(event, Issued):
+        if isinstance(event, Heard | Forgot):
+            witnesses.note(event)
+        elif isinstance(event, Issued):
             if event.key_id in issued:
                 yield f"key {event.key_id} was issued twice"
             issued[event.key_id] = event
         elif isinstance(event, Delivered):
             if (event.key_id, event.target) in handed:
-                yield f"key {event.key_id} was delivered twice to {event.target}"
-            handed.add((event.key_id, event.target))
+                first = handed[event.key_id, event.target]
+                if first is None or event.by is None or witnesses.could_tell(first, event.by):
+                    yield f"key {event.key_id} was delivered twice to {event.target}"
+            handed[event.key_id, event.target] = event.by
             known = issued.get(event.key_id)
             if known is not None and (known.initiator != event.initiator or event.target not in known.targets):
                 yield f"key {event.key_id} was delivered to {event.target}, which is not its target"
@@ -384,9 +461,16 @@ def _issued_from_what_was_reserved(history: History) -> Iterator[str]:
 
 
 def _slots_used_once(history: History) -> Iterator[str]:
-    """No slot of a segment is in two keys, at either end."""
+    """No slot of a segment is in two keys, at either end.
+
+    Of a delivery that its node had forgotten, the rule of deliveries judges.
+    """
     used: dict[tuple[str, bytes, int], KeyRecord] = {}
+    first_at: dict[tuple[str, bytes, int], float] = {}
+    back_to: dict[NodeId, float] = {}
     for event in history.events:
+        if isinstance(event, WentBack):
+            back_to[event.node] = event.since
         if not isinstance(event, Recorded):
             continue
         record = event.record
@@ -394,9 +478,11 @@ def _slots_used_once(history: History) -> Iterator[str]:
         for first in record.slots:
             for slot in range(first, first + recipe.slots_for(Bits(record.size))):
                 name = event.kind, record.segment, slot
-                if name in used:
+                forgotten = first_at.get(name, 0.0) >= back_to.get(event.node, math.inf)
+                if name in used and not (event.kind == "delivered" and forgotten):
                     yield f"slot {slot} of segment {record.segment.hex()} was {event.kind} twice"
                 used[name] = record
+                first_at.setdefault(name, event.time)
                 other = used.get(("issued" if event.kind == "delivered" else "delivered", record.segment, slot))
                 if other is not None and _owner(other) != _owner(record):
                     yield f"slot {slot} of segment {record.segment.hex()} became another key at the other end"

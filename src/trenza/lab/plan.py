@@ -39,6 +39,7 @@ TROUBLES: Final = (
     "restore",
     "restore without anchor",
     "clone",
+    "whole machine restored",
 )
 """What the lab does to a network, beside its weather; each is a method of lab.trouble.Troubles."""
 

@@ -31,6 +31,7 @@ from trenza.lab.history import (
     Sent,
     Stored,
     Used,
+    WentBack,
     units_of,
     violations,
 )
@@ -87,11 +88,19 @@ def deliveries_are_marked_first(history: History) -> Iterator[str]:
 
 
 def slots_are_granted_once(history: History) -> Iterator[str]:
-    """The windows granted of a segment, at either end, never overlap, and are used as they were granted."""
+    """The windows granted of a segment, at either end, never overlap, and are used as they were granted.
+
+    Excused is what a node has granted since it was copied, when it becomes that copy: who got it must refuse more.
+    """
     given: dict[bytes, dict[tuple[NodeId, NodeId, int], range]] = defaultdict(dict)
     starts: dict[tuple[NodeId, NodeId, int], set[tuple[bytes, int]]] = defaultdict(set)
+    times: dict[tuple[bytes, NodeId, NodeId, int], float] = {}
     for event in history.events:
         match event:
+            case WentBack(node=node, since=since):
+                for (segment, granter, peer, window), time in times.items():
+                    if granter == node and time >= since:
+                        given[segment].pop((node, peer, window), None)
             case Granted(node=node, peer=peer, window=window, segment=segment, first=first, count=count):
                 for other, slots in given[segment].items():
                     if other != (node, peer, window) and max(first, slots.start) < min(first + count, slots.stop):
@@ -99,6 +108,7 @@ def slots_are_granted_once(history: History) -> Iterator[str]:
                         yield f"{node} granted slots of segment {segment.hex()} twice{both}"
                 given[segment][node, peer, window] = range(first, first + count)
                 starts[node, peer, window].add((segment, first))
+                times[segment, node, peer, window] = event.time
             case Ended(node=node, peer=peer, window=window):
                 for windows in (given[segment] for segment, _ in starts[node, peer, window]):
                     windows.pop((node, peer, window), None)

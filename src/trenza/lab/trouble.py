@@ -16,7 +16,7 @@ from trenza.base.units import Seconds
 from trenza.core.delivery import IssueRequest
 from trenza.lab.client import Client
 from trenza.lab.disk import DeathAt
-from trenza.lab.history import Forgot, Trouble
+from trenza.lab.history import Forgot, Issued, Trouble, WentBack
 from trenza.lab.machine import Copy, Machine
 from trenza.lab.network import Weather
 from trenza.lab.plan import Plan
@@ -25,6 +25,8 @@ from trenza.qkd.emulator.settings import End
 
 _RESTARTS: Final = (0.1, 1.0, 4.0)
 _WATCH: Final = 0.5
+_LATELY: Final = 400
+"""Events of the history in which applications of a copy look for keys that they may fetch."""
 
 
 class Troubles:
@@ -38,8 +40,9 @@ class Troubles:
         self._starting: set[NodeId] = set()
         self._busy: set[NodeId] = set()  # being restored, copied or stopped: not to be started by the supervisor
         self._absent: set[NodeId] = set()
-        self._cloned: set[NodeId] = set()
-        self._over = False
+        self._cloned: set[NodeId] = set()  # or put back with their anchors: what they hold they may drop later on
+        self._rewinding = asyncio.Lock()
+        """Held while a machine may go back with its anchor: two that do so at once have no witness of each other."""
 
     def prepare(self) -> None:
         """Set what holds from before the first start: every machine's clock is a little off."""
@@ -241,21 +244,32 @@ class Troubles:
         """Note that a node may have lost what it held, and loses more as long as two machines have been it."""
         self._world.history.add(Forgot(self._world.clock.elapsed(), name, name in self._cloned))
 
-    async def _restore(self, kind: str, chance: random.Random, *, anchor_lost: bool = False) -> None:
+    def _went_back(self, name: NodeId, since: float) -> None:
+        """Note that a node knows nothing any more of what it did since then, and that its anchor cannot tell it."""
+        self._world.history.add(WentBack(self._world.clock.elapsed(), name, since))
+
+    async def _restore(
+        self, kind: str, chance: random.Random, *, anchor_lost: bool = False, anchor_too: bool = False
+    ) -> None:
         """Take a copy of a data directory, and some time later put it in place of what is there then."""
         machine = self._living(chance)
         if machine is None:
             return
         name = machine.name
         self._note(f"{name} is copied")
-        copy = machine.copy()
+        copy, anchor, since = machine.copy(), machine.anchor.recall(), self._world.clock.elapsed()
         await asyncio.sleep(chance.uniform(0.5, 6.0))
         if name in self._busy:
             return
         self._busy.add(name)
         self._fire(kind, name)
         await self._world.crash(name)
-        self._world.restore(name, copy)
+        if anchor_too:
+            self._world.restore_whole(name, copy, anchor)
+            self._went_back(name, since)
+            self._cloned.add(name)  # it drops all it has where it meets who knows better
+        else:
+            self._world.restore(name, copy)
         if anchor_lost:
             self._world.lose_anchor(name)
         self._forget(name)
@@ -269,12 +283,20 @@ class Troubles:
     async def _restore_without_anchor(self, kind: str, chance: random.Random) -> None:
         await self._restore(kind, chance, anchor_lost=True)
 
-    async def _clone(self, kind: str, chance: random.Random) -> None:
-        """Two machines run on one node's memory; now the one is heard, now the other.
+    async def _whole_machine_restored(self, kind: str, chance: random.Random) -> None:
+        """Put a snapshot of a virtual machine in place: the anchor went back too, and only its peers can tell."""
+        async with self._rewinding:
+            await self._restore(kind, chance, anchor_too=True)
 
-        A clone that has the anchor too is heard until the others have met it: where the original goes on for a while
-        before that, nobody can tell (docs/adr/0005-windows-and-lives.md, "What is not found").
-        """
+    async def _clone(self, kind: str, chance: random.Random) -> None:
+        """Two machines run on one node's memory; now the one is heard, now the other."""
+        if chance.random() < 0.5:
+            async with self._rewinding:
+                await self._cloned_as(kind, chance, anchor_too=True)
+        else:
+            await self._cloned_as(kind, chance, anchor_too=False)
+
+    async def _cloned_as(self, kind: str, chance: random.Random, *, anchor_too: bool) -> None:
         machine = self._living(chance)
         if machine is None:
             return
@@ -283,13 +305,17 @@ class Troubles:
         self._fire(kind, name)
         self._cloned.add(name)  # whichever learns of the other drops all it has
         self._forget(name)
-        is_whole = chance.random() < 0.5
-        clone = await self._world.start_clone(name, anchor_too=is_whole, cut_off=is_whole)
-        for turn in range(1 if is_whole else chance.randint(1, 3)):
+        since = self._world.clock.elapsed()
+        clone = await self._world.start_clone(name, anchor_too=anchor_too, cut_off=chance.random() < 0.3)
+        if anchor_too and chance.random() < 0.5:  # the original goes on for a while, and what it does the copy misses
+            await asyncio.sleep(chance.uniform(0.5, 4.0))
+        for turn in range(chance.randint(1, 3)):
             heard = (clone, machine)[turn % 2]
             if heard.node is not None:
                 self._world.attach(heard)
-            for _ in range(12 if is_whole else 4):
+            if anchor_too:
+                self._went_back(name, since)
+            for _ in range(12 if anchor_too else 4):
                 await asyncio.sleep(chance.uniform(0.3, 1.5))
                 if clone.node is not None:
                     await self._use(clone, chance)
@@ -298,6 +324,8 @@ class Troubles:
             await asyncio.sleep(chance.uniform(0.5, 3.0))
         self._note(f"{clone.place} ends")
         await self._world.stop_clone(clone)
+        if anchor_too:
+            self._went_back(name, since)
         self._busy.discard(name)
 
     async def _start_anew(self, machine: Machine) -> None:
@@ -307,7 +335,10 @@ class Troubles:
         await self._start(machine.name)
 
     async def _use(self, machine: Machine, chance: random.Random) -> None:
-        """Let an application of a node ask this machine for a key."""
+        """Let an application of a node ask this machine for a key: a fresh one, or one that it may fetch."""
+        if chance.random() < 0.5:
+            await self._use_issued(machine, chance)
+            return
         pairs = [
             (caller, target)
             for rule in self._world.scenario.rules
@@ -317,6 +348,19 @@ class Troubles:
         if pairs:
             caller, target = chance.choice(pairs)
             await Client(self._world, at=machine).issue(SaeId(caller), IssueRequest(SaeId(target), tls_group="lab"))
+
+    async def _use_issued(self, machine: Machine, chance: random.Random) -> None:
+        homes, events = self._world.homes, self._world.history.events
+        found = [
+            (one, target)
+            for one in events[-_LATELY:]
+            if isinstance(one, Issued)
+            for target in one.targets
+            if homes[target] == machine.name
+        ]
+        if found:
+            issued, target = chance.choice(found)
+            await Client(self._world, at=machine).fetch(target, issued.initiator, [issued.key_id])
 
     # --- the end
 

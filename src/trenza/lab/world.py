@@ -290,6 +290,13 @@ class World:
         assert machine.process is None, "crash it first"
         machine.disk, machine.doubt = copy, None
 
+    def restore_whole(self, name: NodeId, copy: Copy, anchor: tuple[bytes, int] | None) -> None:
+        """Put a snapshot of a whole virtual machine in place, its anchor too, and boot it; the node must be down."""
+        self.restore(name, copy)
+        self.lose_anchor(name)
+        if anchor is not None:
+            self.machines[name].anchor.remember(*anchor)
+
     def lose_anchor(self, name: NodeId) -> None:
         """Boot the machine: what was remembered outside the data directory is gone; the node must be down."""
         assert self.machines[name].process is None, "crash it first"
@@ -302,8 +309,7 @@ class World:
         Args:
             name: of the node.
             anchor_too: whether the copy brought the anchor along, as a snapshot of a whole virtual machine does.
-            cut_off: whether neither is heard from the moment of the copy on, until one of them is attached. What the
-                first sent after that moment a copy with its anchor would not know of, and nobody could tell it.
+            cut_off: whether neither is heard from the moment of the copy on, until one of them is attached.
         """
         original = self.machines[name]
         self._clones += 1

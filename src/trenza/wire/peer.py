@@ -38,6 +38,7 @@ Identifier: TypeAlias = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Tag: TypeAlias = Annotated[bytes, Meta(min_length=48, max_length=48)]
 Place: TypeAlias = Annotated[bytes, Meta(max_length=16)]  # 16 bytes, or none
 Past: TypeAlias = Annotated[tuple[Identifier, ...], Meta(max_length=64)]
+Ends: TypeAlias = Annotated[tuple[Count, ...], Meta(max_length=64)]
 OneTimeTag: TypeAlias = Annotated[bytes, Meta(min_length=16, max_length=16)]  # Poly1305
 Public: TypeAlias = Annotated[bytes, Meta(max_length=2_048)]  # the key agreement knows its exact length
 Signature: TypeAlias = Annotated[bytes, Meta(max_length=4_096)]  # so does whoever verifies it
@@ -74,6 +75,8 @@ class Presence(msgspec.Struct, frozen=True, array_like=True):
     signature: Signature = b""  # the node's own, ML-DSA-65, over `life_message`
     place: Place = b""  # where it is lived: a later life at the same place came after the end of this one
     past: Past = ()  # nonces of the lives before it in this epoch, newest first, as far as its memory tells
+    ends: Ends = ()  # and how many commits its store had counted when each of them was over
+    reached: Count = 0  # how many it has counted now; 0: it does not say
 
 
 def life_message(node: str, presence: Presence) -> bytes:
@@ -81,7 +84,12 @@ def life_message(node: str, presence: Presence) -> bytes:
     name = node.encode()
     numbers = presence.epoch.to_bytes(8, "big") + presence.incarnation.to_bytes(8, "big")
     past = b"past" + b"".join(presence.past) if presence.past else b""
-    return b"trenza life v1" + len(name).to_bytes(4, "big") + name + numbers + presence.nonce + presence.place + past
+    counts = b""
+    if presence.ends or presence.reached:
+        ends = (len(presence.ends), *presence.ends, presence.reached)
+        counts = b"counts" + b"".join(count.to_bytes(8, "big") for count in ends)
+    said = numbers + presence.nonce + presence.place + past + counts
+    return b"trenza life v1" + len(name).to_bytes(4, "big") + name + said
 
 
 class ExchangeOffer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -131,7 +139,9 @@ class RootReset(_Message, frozen=True):
 
 
 class Superseded(_Message, frozen=True):
-    """Answer to Hello or Knock: this node has met a later life of the other, or another copy of it.
+    """Answer to Hello, Knock or Reached: this node has met a later life of the other, or another copy of it.
+
+    `known` may also be a life before the one that speaks, which had got further than that one knows of.
 
     If that life carries the receiver's own signature, the receiver cannot trust its memory: it drops its strands and
     comes back in an epoch after `known`. Otherwise it stays as it is, and has no session here.
@@ -193,6 +203,17 @@ class BeatAnswer(_Message, frozen=True):
     book_version: Count
 
 
+class Reached(_Message, frozen=True):
+    """My store has got so far: remember it, durably, before you answer.
+
+    A copy that was made before this and comes up later is found by it. It is said before anything leaves under link
+    key, and soon after keys were delivered.
+    """
+
+    session: Identifier
+    presence: Presence
+
+
 # --- windows
 
 
@@ -217,7 +238,13 @@ class WindowGrant(msgspec.Struct, frozen=True, array_like=True):
 
 
 class WindowAnswer(_Message, frozen=True):
+    """What was granted; and how far the granter's store has got, to be remembered before a window is used.
+
+    A copy of the granter that knows nothing of these windows would give their numbers away again.
+    """
+
     grants: Annotated[tuple[WindowGrant, ...], Meta(max_length=1 << 12)]
+    reached: Presence | None = None
 
 
 class Cede(_Message, frozen=True):
@@ -403,6 +430,7 @@ PeerMessage = (
     | Done
     | Beat
     | BeatAnswer
+    | Reached
     | WindowRequest
     | WindowAnswer
     | Cede
