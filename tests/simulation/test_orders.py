@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -12,6 +13,8 @@ from tests.simulation.networks import network
 from trenza.base.errors import UnauthorisedError
 from trenza.base.names import NodeId, SaeId
 from trenza.core.delivery import IssueRequest
+from trenza.core.plan import KeyPlan
+from trenza.kms import issuing
 from trenza.kms.orders import Order
 from trenza.lab.loop import run
 from trenza.lab.world import World
@@ -44,6 +47,41 @@ def test_what_an_order_gives_is_fetched_at_the_other_end_and_explained_at_both()
         told = await node_of(world, "A1").explain.key(UUID(int=keys[2].number))
         assert [event.kind for event in told.events] == ["issued"]
         assert len(told.events[0].record.slots) == 1, "of the others in its entry nothing is said"
+        await world.stop_all()
+        assert world.failures == {}
+
+    run(story())
+
+
+def test_pairs_that_take_turns_at_a_window_share_what_is_prepared_and_each_gets_its_own_keys(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[tuple[object, ...]] = []
+    plan = issuing.KeyPlan
+
+    def counted(*given: Any, **named: Any) -> KeyPlan:
+        made.append(given)
+        return plan(*given, **named)
+
+    monkeypatch.setattr(issuing, "KeyPlan", counted)
+
+    async def story() -> None:
+        pairs = [("A1", "B1"), ("A2", "B1"), ("A1", "B2"), ("A2", "B2")]
+        world = await started(network("AB", "AB", {f"{one} {other}": "default" for one, other in pairs}))
+        for one, other in pairs:
+            await issue(world, one, other)
+        await asyncio.sleep(1.0)
+        door = node_of(world, "A1").delivery
+        for _ in range(3):
+            for one, other in pairs:
+                order = door.order(SaeId(one), IssueRequest(SaeId(other), tls_group="lab"))
+                fresh = None if order is None else order.serve()
+                assert fresh is not None
+                (key,) = await fetch(world, other, one, [UUID(int=fresh.number)])
+                assert bytes(key.key.view()) == bytes(fresh.key)
+                told = await node_of(world, one).explain.key(UUID(int=fresh.number))
+                assert [(event.record.initiator, event.record.target) for event in told.events] == [(one, other)]
+        assert len(made) == len({segment for segment, *_ in made}), "once for each window, not for each pair"
         await world.stop_all()
         assert world.failures == {}
 

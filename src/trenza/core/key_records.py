@@ -166,6 +166,8 @@ def _listed(listed: Sequence[T], place: int) -> T:
 
 def _runs_of(slots: Sequence[int]) -> Runs:
     """Return slots as runs of one step each; in a window that is used up in order that is one."""
+    if len(slots) == 1:  # as with nearly every key where thousands of pairs take turns
+        return ((slots[0], 0, 1),)
     runs: list[tuple[int, int, int]] = []
     for slot in slots:
         first, step, count = runs[-1] if runs else (0, 0, 0)
@@ -181,6 +183,8 @@ def _slots_of(runs: Runs) -> tuple[int, ...]:
 
 
 def _steps_of(times: Sequence[int]) -> tuple[int, ...]:
+    if len(times) == 1:
+        return (times[0] // 1_000,)
     moments = [time // 1_000 for time in times]
     return tuple(moment - before for before, moment in zip([0, *moments], moments, strict=False))
 
