@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 from tests import postgres as servers
 from tests.e2e.balancer import Balancer
-from tests.e2e.product import Process, Sites
+from tests.e2e.product import Process, Sites, until
 
 from trenza.app.config import DatabaseConfig, NodeConfig, host_and_port, load_node_config, write_config
 from trenza.app.network_files import NetworkFiles, Ports
@@ -31,6 +31,7 @@ class Instances:
     folder: Path
     configs: dict[str, Path]
     cluster: servers.Cluster
+    balancer: Balancer  # of applications
     processes: dict[str, Process] = field(default_factory=dict)
 
     def start(self, *names: str) -> None:
@@ -40,11 +41,16 @@ class Instances:
 
     def status(self, name: str) -> dict:
         """Ask one instance's own management door."""
-        config = load_node_config(self.configs[name])
-        ready = self.sites.network.ready
-        ready["nodes"][name] = {"etsi014": f"https://{config.application.address}"}
-        ready["nodes"][name]["management"] = f"https://{config.management.address}"
+        self._know_as(name, name)
         return self.sites.network.status(name)
+
+    def _know_as(self, node: str, name: str) -> None:
+        """Let a node's management door be that of an instance; no balancer is before those."""
+        config = load_node_config(self.configs[name])
+        known = self.sites.network.ready["nodes"].setdefault(
+            node, {"etsi014": f"https://{config.application.address}"}
+        )
+        known["management"] = f"https://{config.management.address}"
 
     def leader(self) -> str | None:
         """Return the instance that lets itself be connected to at the peer port."""
@@ -55,13 +61,22 @@ class Instances:
         return None
 
     def is_open(self, name: str) -> bool:
-        """Tell whether an instance serves applications."""
+        """Tell whether an instance serves applications, and the balancer knows it."""
         door = load_node_config(self.configs[name]).application
         try:
             socket.create_connection(door.host_and_port, 1).close()
         except OSError:
             return False
-        return True
+        return door.host_and_port not in self.balancer.down
+
+    def leads(self, name: str) -> bool:
+        """Tell whether an instance says that it leads; then it issues from its own windows, too."""
+        return self.status(name)["instance"]["role"] == "lead"
+
+    def whole(self) -> dict[str, bool]:
+        """Tell of each node's ledger whether it is whole."""
+        self._know_as(SHARED, next(name for name in self.configs if self.is_open(name)))
+        return {node: self.sites.audited(node)["whole"] for node in (SHARED, PEER)}
 
     def kill(self, name: str) -> None:
         self.processes[name].kill()
@@ -71,6 +86,20 @@ class Instances:
 
     def thaw(self, name: str) -> None:
         os.kill(self.processes[name].pid, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def in_stock(folder: Path, first: str, *others: str) -> Iterator[Instances]:
+    """Run such a network: the first instance leads, and there are keys to be had."""
+    with instances(folder, first, *others) as made:
+        made.start(first)
+        until("a lead", lambda: made.leader() == first)
+        made.start(*others)
+        until("the others", lambda: all(made.is_open(name) for name in others))
+        for pair in PAIRS:
+            made.sites.until_issuable(*pair)
+        until("a stock", lambda: sum(pool["ungranted"] for pool in made.status(first)["pools"]) > 4_000)
+        yield made
 
 
 @contextlib.contextmanager
@@ -84,9 +113,11 @@ def instances(folder: Path, *names: str) -> Iterator[Instances]:
         stack.callback(state.release)
         files = NetworkFiles(scenario, state, ports)
         at = {name: {door: ports.address() for door in DOORS} for name in names}
+        balancers = {}
         for door in ("application", "peers"):
             backends = [host_and_port(at[name][door]) for name in names]
-            host, port = stack.enter_context(Balancer(backends)).address
+            balancers[door] = stack.enter_context(Balancer(backends))
+            host, port = balancers[door].address
             files._addresses[SHARED, door] = f"{host}:{port}"
         files.write()
         address = folder / "database"
@@ -97,7 +128,7 @@ def instances(folder: Path, *names: str) -> Iterator[Instances]:
         for name, path in configs.items():
             write_config(_instance(common, name, at[name], address, folder), path)
         sites = Sites(scenario, state, files)
-        made = Instances(sites, folder, configs, cluster)
+        made = Instances(sites, folder, configs, cluster, balancers["application"])
         stack.callback(sites.end)
         stack.callback(lambda: [process.end() for process in made.processes.values()])
         sites.start_devices()

@@ -326,6 +326,14 @@ class Sites:
         path = self.state.node_config(node)
         write_config(change(load_node_config(path)), path)
 
+    def audited(self, node: str) -> dict:
+        """Return the verdict on a node's ledger, with the certificate that its site has on its disk."""
+        doors = self.state.path.parent / "doors.json"
+        doors.write_text(json.dumps(self.network.ready))
+        certificate = self.files.node_config(node).peers.certificate
+        told = run("audit", node, "--certificate", certificate, "--doors", doors, "--json", ok=False)
+        return json.loads(told.stdout)["nodes"][node]
+
     def end(self) -> None:
         if self._network is not None:
             self._network.close()

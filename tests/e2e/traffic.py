@@ -1,16 +1,25 @@
 """Applications that fetch keys at both ends all the time, outlive every failure, and remember all they were given."""
 
 import http.client
+import itertools
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Self
+from typing import NamedTuple, Self
 
 from tests.e2e.product import Network, bits_of
 
 PAUSE_S = 0.02  # after anything but a key, as a client of good manners makes
+
+
+class Fetched(NamedTuple):
+    """A key that both ends have."""
+
+    asked: float
+    done: float
+    pair: tuple[str, str]
 
 
 @dataclass
@@ -22,8 +31,8 @@ class History:
     who: dict[str, tuple[str, str]] = field(default_factory=dict)  # (initiator, target) of each key
     waiting: set[str] = field(default_factory=set)  # issued, and the target got no answer yet
     counts: Counter[str] = field(default_factory=Counter)
-    pairs: list[tuple[float, tuple[str, str]]] = field(default_factory=list)  # (when it was asked for, whose)
-    unheard: set[str] = field(default_factory=set)  # a fetch of them got no answer: perhaps delivered, perhaps not
+    pairs: list[Fetched] = field(default_factory=list)
+    unheard: set[str] = field(default_factory=set)  # a fetch got no answer, or 503: perhaps delivered, perhaps not
     doubtful: set[str] = field(default_factory=set)  # … and refused when asked for again: delivered to nobody's use
     lost: list[str] = field(default_factory=list)  # refused to their target, who had not asked for them before
     wrong: list[str] = field(default_factory=list)
@@ -45,7 +54,7 @@ class History:
     def note_fetched(self, key_id: str, key: bytes, *, asked: float | None = None) -> None:
         with self._lock:
             if asked is not None:
-                self.pairs.append((asked, self.who[key_id]))
+                self.pairs.append(Fetched(asked, time.monotonic(), self.who[key_id]))
             if key_id in self.fetched:
                 self.wrong.append(f"key {key_id} was delivered twice")
             if self.issued.get(key_id) != key:
@@ -65,7 +74,9 @@ class History:
 
     def note_refused(self, key_id: str, code: int) -> None:
         with self._lock:
-            if code in (400, 401) and key_id in self.unheard:
+            if code == 503:
+                self.unheard.add(key_id)
+            elif code in (400, 401) and key_id in self.unheard:
                 self.doubtful.add(key_id)
             elif code in (400, 401):
                 self.lost.append(key_id)
@@ -73,13 +84,26 @@ class History:
     def pairs_since(self, moment: float) -> set[tuple[str, str]]:
         """Return whose keys were asked for after a moment, and fetched."""
         with self._lock:
-            found = set()
-            for asked, pair in reversed(self.pairs):
-                if asked < moment - 60.0:  # no request takes so long
-                    break
-                if asked > moment:
-                    found.add(pair)
-            return found
+            return {one.pair for one in self._since(moment) if one.asked > moment}
+
+    def count_since(self, moment: float, pair: tuple[str, str]) -> int:
+        """Return how many keys of a pair were asked for after a moment, and fetched."""
+        with self._lock:
+            return sum(one.pair == pair and one.asked > moment for one in self._since(moment))
+
+    def longest_gap(self, pairs: Iterable[tuple[str, str]], since: float, until: float) -> float:
+        """Return the longest time between two moments in which no key of some pair came through."""
+        found = 0.0
+        with self._lock:
+            for pair in pairs:
+                inside = (one.done for one in self.pairs if one.pair == pair and since < one.done < until)
+                moments = [since, *sorted(inside), until]
+                found = max([found, *(later - before for before, later in itertools.pairwise(moments))])
+        return found
+
+    def _since(self, moment: float) -> Iterator[Fetched]:
+        """Yield what came through after a moment, the last first."""
+        return itertools.takewhile(lambda one: one.done > moment, reversed(self.pairs))
 
 
 class Traffic:
