@@ -5,6 +5,7 @@ A patch is a unified diff under a header that says what it breaks and what must 
     Bug:       what was planted
     Breaks:    the promise that does not hold any more
     Needs:     the faults without which it does no harm
+    Plan:      only where it is not the usual one: the plan of the stories in which it is hunted
     Apart:     only where two must come together: kinds that bring the one | kinds that bring the other, or those
                alone that bring both at once
     Found-by:  a regular expression for the sentence of the rule that must find it
@@ -34,7 +35,7 @@ PROJECT: Final = HERE.parents[1]
 SCENARIO: Final = "lab-ring"
 SEEDS: Final = range(300)
 
-_HEADING = re.compile(r"(Bug|Breaks|Needs|Apart|Found-by): +(\S.*)")
+_HEADING = re.compile(r"(Bug|Breaks|Needs|Plan|Apart|Found-by): +(\S.*)")
 _SENTENCE = re.compile(r"  (?!File |to see it again)(\S.*)")  # and not a line of a traceback
 _HUNK = re.compile(r"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@")
 _PROGRAM = (
@@ -57,6 +58,7 @@ class Planted:
     found_by: str
     apart: tuple[tuple[str, ...], ...]  # each a set of kinds of trouble without which it must not be found
     diff: str
+    plan: str = "rough"
 
     @staticmethod
     def read(path: Path) -> Planted:
@@ -68,7 +70,16 @@ class Planted:
             for kinds in said.get("Apart", "").split("|")
             if kinds.strip()
         )
-        return Planted(path.stem, said["Bug"], said["Breaks"], said["Needs"], said["Found-by"], apart, f"--- {diff}")
+        return Planted(
+            name=path.stem,
+            bug=said["Bug"],
+            breaks=said["Breaks"],
+            needs=said["Needs"],
+            found_by=said["Found-by"],
+            apart=apart,
+            diff=f"--- {diff}",
+            plan=said.get("Plan", "rough"),
+        )
 
 
 def all_planted() -> list[Planted]:
@@ -156,6 +167,7 @@ def hunt(one: Planted, *, seeds: range = SEEDS, without: Sequence[str] = ()) -> 
     with tempfile.TemporaryDirectory(prefix="planted-") as directory:
         root = plant(one, Path(directory).resolve())
         command = [sys.executable, "-c", _PROGRAM, str(root), "lab", "run", SCENARIO, "--stop-at-first"]
+        command += ["--plan", one.plan]
         command += ["--seeds", f"{seeds.start}-{seeds.stop - 1}", "--jobs", "1"]
         command += [word for kind in without for word in ("--without", kind)]
         done = subprocess.run(

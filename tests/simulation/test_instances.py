@@ -1,0 +1,62 @@
+"""Nodes of two instances over one database: no rule is broken, whatever dies, freezes or is away."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("asyncpg", reason="the extra `postgres` is not installed")
+
+from trenza.app.scenario import load_scenario
+from trenza.lab.history import Issued
+from trenza.lab.loop import run
+from trenza.lab.plan import INSTANCE_TROUBLES, INSTANCES
+from trenza.lab.story import Outcome, live_through
+
+RING = load_scenario("lab-ring")
+
+
+def lived(seed: int) -> Outcome:
+    return run(live_through(RING, seed=seed, plan=INSTANCES))
+
+
+@pytest.mark.parametrize("seed", [0, 23, 34, 55])
+def test_no_rule_is_broken_where_instances_die_and_freeze(seed) -> None:
+    outcome = lived(seed)
+    assert outcome.broken == []
+    assert outcome.issued >= INSTANCES.keys
+    shared = [one for one in outcome.history.events if isinstance(one, Issued) and one.place is not None]
+    assert {one.place.issuer for one in shared if one.place} >= {"A", "C"}  # the nodes that are two instances
+
+
+@pytest.mark.slow
+def test_no_rule_is_broken_in_many_seeds_and_every_kind_of_fault_fires() -> None:
+    seeds = range(60, 80)
+    outcomes = {seed: lived(seed) for seed in seeds}
+    assert {seed: one.broken for seed, one in outcomes.items() if one.broken} == {}
+    assert min(one.issued for one in outcomes.values()) >= INSTANCES.keys
+    fired = {kind: sum(kind in one.fired for one in outcomes.values()) for kind in INSTANCE_TROUBLES}
+    assert min(fired.values()) >= 0.3 * len(seeds), fired
+
+
+_TRACE = """
+from tests.simulation.test_instances import lived
+from hashlib import sha256
+print(sha256("\\n".join(lived(7).history.trace()).encode()).hexdigest())
+"""
+
+
+def test_one_seed_is_one_history_whatever_the_hash_seed() -> None:
+    root = Path(__file__).parents[2]
+    traces = set()
+    for hash_seed in ("1", "2"):
+        environment = {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": f"{root}:{root / 'src'}"}
+        done = subprocess.run(
+            [sys.executable, "-c", _TRACE], env=environment, cwd=root, capture_output=True, text=True, check=True
+        )
+        traces.add(done.stdout)
+    assert len(traces) == 1
+    assert traces != {""}
