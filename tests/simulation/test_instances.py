@@ -14,13 +14,17 @@ from trenza.app.scenario import load_scenario
 from trenza.lab.history import Issued
 from trenza.lab.loop import run
 from trenza.lab.plan import INSTANCE_TROUBLES, INSTANCES
-from trenza.lab.story import Outcome, live_through
+from trenza.lab.stories import story_of
+from trenza.lab.story import Outcome
 
 RING = load_scenario("lab-ring")
 
 
 def lived(seed: int) -> Outcome:
-    return run(live_through(RING, seed=seed, plan=INSTANCES))
+    async def story() -> Outcome:
+        return await story_of(RING, seed=seed, plan=INSTANCES).run()
+
+    return run(story())
 
 
 @pytest.mark.parametrize("seed", [0, 23, 34, 55])

@@ -25,7 +25,8 @@ from trenza.lab.history import Delivered
 from trenza.lab.loop import run
 from trenza.lab.plan import FAULTS, INSTANCE_FAULTS, PLANS
 from trenza.lab.rules import Balance, balance
-from trenza.lab.story import Outcome, story_of
+from trenza.lab.stories import story_of
+from trenza.lab.story import Outcome
 
 _CHUNK: Final = 2
 """Seeds that a process takes at once."""

@@ -216,15 +216,6 @@ class Story:
         return found
 
 
-def story_of(scenario: Scenario, *, seed: int, plan: Plan) -> Story:
-    """Return a story of that plan."""
-    if not plan.has_instances:
-        return Story(scenario, seed=seed, plan=plan)
-    from trenza.lab.instance_story import InstanceStory  # what it imports takes the extra `postgres`
-
-    return InstanceStory(scenario, seed=seed, plan=plan)
-
-
 async def live_through(scenario: Scenario, *, seed: int, plan: Plan | None = None) -> Outcome:
     """Run one story; call it in the lab's loop."""
-    return await story_of(scenario, seed=seed, plan=plan or Plan()).run()
+    return await Story(scenario, seed=seed, plan=plan or Plan()).run()
