@@ -306,10 +306,11 @@ class Troubles:
         self._cloned.add(name)  # whichever learns of the other drops all it has
         self._forget(name)
         since = self._world.clock.elapsed()
-        clone = await self._world.start_clone(name, anchor_too=anchor_too, cut_off=chance.random() < 0.3)
-        if anchor_too and chance.random() < 0.5:  # the original goes on for a while, and what it does the copy misses
+        is_cut_off = anchor_too and chance.random() < 0.5
+        clone = await self._world.start_clone(name, anchor_too=anchor_too, cut_off=is_cut_off)
+        if anchor_too and not is_cut_off:  # the original goes on for a while, and what it does the copy misses
             await asyncio.sleep(chance.uniform(0.5, 4.0))
-        for turn in range(chance.randint(1, 3)):
+        for turn in range(1 if is_cut_off else chance.randint(1, 3)):
             heard = (clone, machine)[turn % 2]
             if heard.node is not None:
                 self._world.attach(heard)
