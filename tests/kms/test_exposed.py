@@ -56,7 +56,7 @@ class World:
             source = Source(B, number, segment)
             for batch in range(BATCHES):
                 for slot in range(batch * KEYS, (batch + 1) * KEYS):
-                    self.journal.note(PAIR, source, slot, self.clock.now())
+                    self.journal.note(PAIR, source, (slot,), self.clock.now())
                     if relayed:
                         self.relayed.add((segment, slot))
                 await self.journal.flush()

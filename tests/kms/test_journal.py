@@ -39,8 +39,7 @@ class World:
     def note(self, *slots, window=1, segment=SEGMENT, **of):
         pair = self._kept.setdefault(str(of), heading(**of))
         source = self._kept.setdefault((window, segment), Source(B, window, segment))
-        for slot in slots:
-            self.journal.note(pair, source, slot, self.clock.now())
+        self.journal.note(pair, source, slots, self.clock.now())
 
     def records(self, kind="issued"):
         return [one for entry in self.entries(kind) for one in decode_key_records(entry.body)]

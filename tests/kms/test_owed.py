@@ -53,7 +53,7 @@ class World:
                 make_context(end.name, self.pair.network, clock=self.pair.clock, store=end.store, presence=beside)
             )
         for slot in slots:
-            journal.note(heading, source, slot, end.ctx.clock.now())
+            journal.note(heading, source, (slot,), end.ctx.clock.now())
         await journal.flush()
 
     async def retire(self) -> None:

@@ -34,7 +34,7 @@ def test_an_instance_that_ends_issues_nothing_while_its_last_records_are_written
         open_session(ctx, make_context(B, network, clock=clock, book=a_book()))
         ctx.sessions[B].lease_until = Seconds(1e9)
         assert second.node.sessions.has_lease(B)
-        second.node.journal.note(heading(), Source(B, 1, SEGMENT), 1, clock.now())
+        second.node.journal.note(heading(), Source(B, 1, SEGMENT), (1,), clock.now())
         seen: list[bool] = []
         commit = store.commit
 

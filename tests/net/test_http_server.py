@@ -468,3 +468,86 @@ def test_no_content_has_no_length(run, pki, dial):
             await client.hang_up()
 
     run(story())
+
+
+class Company:
+    """Instead of a turn: waits until so many connections were asked something, so that they are answered together."""
+
+    def __init__(self, server, number):
+        self._server, self._number, self.due, self.has_some = server, number, [], asyncio.Event()
+
+    def soon(self, connection):
+        self.due.append(connection)
+        self.has_some.set()
+        if len(self.due) == self._number:
+            asyncio.get_running_loop().call_soon(self._server._serve, self.due)
+
+
+def test_requests_that_came_together_are_answered_together_each_its_own(run, pki, dial):
+    async def story():
+        rows = []
+
+        async def later(request):
+            await asyncio.sleep(0)
+            return echo(request)
+
+        def together(requests):
+            rows.append(len(requests))
+            return [later(one) if one.path == b"/1" else echo(one) for one in requests]
+
+        async with serving(pki) as (server, port):
+            server.together, server.serving = together, Company(server, 4)
+            clients = [await dial(port, pki.identity("sur")) for _ in range(4)]
+            for number, client in enumerate(clients[:3]):
+                client.say(b"GET /%d HTTP/1.1\r\nHost: h\r\n\r\n" % number)
+            clients[3].say(b"HEAD /3 HTTP/1.1\r\nHost: h\r\n\r\n")
+            for number, client in enumerate(clients[:3]):
+                assert (await client.hear(b"\r\n\r\n/%d" % number)).startswith(OK)
+            assert (await clients[3].hear(b"\r\n\r\n")).startswith(OK)
+            for client in clients:
+                await client.hang_up()
+        assert rows == [4]
+
+    run(story())
+
+
+def test_a_mistake_in_answering_together_is_every_ones_503_and_the_next_request_goes_on(run, pki, dial, caplog):
+    async def story():
+        def together(_requests):
+            raise RuntimeError("a mistake")
+
+        async with serving(pki) as (server, port):
+            server.together, turn = together, server.serving
+            server.serving = Company(server, 2)
+            clients = [await dial(port, pki.identity("sur")) for _ in range(2)]
+            for client in clients:
+                client.say(b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n")
+            for client in clients:
+                assert (await client.hear(b'error"}')).startswith(b"HTTP/1.1 503 ")
+            server.serving = turn
+            clients[0].say(b"GET /alone HTTP/1.1\r\nHost: h\r\n\r\n")
+            assert (await clients[0].hear(b"/alone")).startswith(OK)
+            for client in clients:
+                await client.hang_up()
+
+    with caplog.at_level(logging.CRITICAL):
+        run(story())
+
+
+def test_who_has_gone_before_all_are_answered_together_costs_the_others_nothing(run, pki, dial):
+    async def story():
+        async with serving(pki) as (server, port):
+            server.together = lambda requests: [echo(one) for one in requests]
+            server.serving = Company(server, 3)
+            clients = [await dial(port, pki.identity("sur")) for _ in range(3)]
+            clients[0].say(b"GET /0 HTTP/1.1\r\nHost: h\r\n\r\n")
+            await server.serving.has_some.wait()
+            server.serving.due[0].abort()
+            for number in (1, 2):
+                clients[number].say(b"GET /%d HTTP/1.1\r\nHost: h\r\n\r\n" % number)
+            for number in (1, 2):
+                assert (await clients[number].hear(b"\r\n\r\n/%d" % number)).startswith(OK)
+            for client in clients:
+                await client.hang_up()
+
+    run(story())

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import asyncio
 
-from trenza.net.turn import Turn
+from trenza.net.turn import Turn, call_each
 
 
 def test_calls_are_made_together_in_their_order_at_the_next_turn():
     async def story():
-        turn, made = Turn(), []
+        turn, made = Turn(call_each), []
         turn.soon(lambda: made.append("first"))
         turn.soon(lambda: made.append("second"))
         assert made == []
@@ -19,7 +19,7 @@ def test_calls_are_made_together_in_their_order_at_the_next_turn():
 
 def test_what_a_call_puts_off_comes_a_turn_later():
     async def story():
-        turn, made = Turn(), []
+        turn, made = Turn(call_each), []
         turn.soon(lambda: turn.soon(lambda: made.append("later")))
         await asyncio.sleep(0)
         assert made == []
@@ -31,7 +31,7 @@ def test_what_a_call_puts_off_comes_a_turn_later():
 
 def test_a_call_that_fails_is_told_and_takes_no_other_with_it():
     async def story():
-        turn, made, told = Turn(), [], []
+        turn, made, told = Turn(call_each), [], []
         asyncio.get_running_loop().set_exception_handler(lambda _loop, what: told.append(what["exception"]))
         turn.soon(lambda: 1 // 0)
         turn.soon(lambda: made.append("the other"))

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -593,9 +594,7 @@ def a_door(stories=MemoryDelivery, given=("bob", "carol"), **settings):
 
 
 def ask(door, method, target, body, caller, headers):
-    path, _, query = target.partition("?")
-    fields = {name.encode(): value.encode() for name, value in headers.items()}
-    request = Request(method.encode(), path.encode(), query.encode(), fields, body, PEERS[caller])
+    request = request_of(method, target, body, caller, headers)
 
     async def answered():
         answer = door(request)
@@ -611,3 +610,70 @@ def header(response, name):
 def keys_of(response):
     assert response.status == 200
     return json.loads(bytes(response.body))["keys"]
+
+
+# --- requests that came together -----------------------------------------------------------------------------------
+
+
+class OrderedDelivery(MemoryDelivery):
+    """Has so many keys in hand for orders; whatever is asked beyond goes the long way."""
+
+    in_hand = 0
+
+    def order(self, caller, request):
+        return MemoryOrder(self, caller, request)
+
+
+class MemoryOrder:
+    is_good = True
+
+    def __init__(self, delivery, caller, request):
+        self._delivery, self._caller, self._request = delivery, caller, request
+        self.made = []
+
+    def serve(self, number):
+        number = min(number, self._delivery.in_hand)
+        self._delivery.in_hand -= number
+        out = [asyncio.run(self._delivery.issue(self._caller, self._request))[0] for _ in range(number)]
+        some = [MemoryKey(one.key_id.int, bytearray(one.key.view()), one.facts) for one in out]
+        self.made += some
+        return some
+
+
+@dataclass
+class MemoryKey:
+    number: int
+    key: bytearray
+    facts: KeyFacts
+
+
+def test_requests_that_came_together_get_their_own_keys_and_their_own_refusals():
+    door, delivery = a_door(OrderedDelivery)
+    to_bob, to_carol = post(TO_BOB, b"{}"), post(TO_BOB.replace("bob", "carol"), b"{}")
+    for known in (to_bob, to_carol):
+        assert ask(door, *known).status == 200  # from now on an order
+    delivery.in_hand = 3
+    row = [to_bob, post(TO_BOB, b"{}", caller=MALLORY), to_bob, to_carol, post(TO_BOB, b'{"size":257}'), to_bob]
+    answers = door.together([request_of(*one) for one in row])
+    assert [isinstance(one, Response) for one in answers] == [True, True, True, False, False, True]
+    answers = [one if isinstance(one, Response) else asyncio.run(one) for one in answers]
+    assert [one.status for one in answers] == [200, 401, 200, 200, 400, 200]
+    keys = [keys_of(one)[0]["key_ID"] for one in answers if one.status == 200]
+    assert len(set(keys)) == 4
+    assert {SaeId("bob"), SaeId("carol")} == {sae for key, sae in delivery.rights if str(key) in keys}
+
+
+def test_keys_that_were_written_into_answers_are_wiped():
+    door, delivery = a_door(OrderedDelivery)
+    assert ask(door, *post(TO_BOB, b"{}")).status == 200
+    (order,) = (standing._order for standing in door._orders.values())
+    delivery.in_hand = 2
+    door.together([request_of(*post(TO_BOB, b"{}"))] * 2)
+    assert len(order.made) == 2
+    assert not any(any(one.key) for one in order.made)
+
+
+def request_of(method, target, body, caller, headers):
+    path, _, query = target.partition("?")
+    fields = {name.encode(): value.encode() for name, value in headers.items()}
+    return Request(method.encode(), path.encode(), query.encode(), fields, body, PEERS[caller])

@@ -40,7 +40,7 @@ async def ready() -> tuple[World, Order]:
 def test_what_an_order_gives_is_fetched_at_the_other_end_and_explained_at_both() -> None:
     async def story() -> None:
         world, order = await ready()
-        keys = [fresh for fresh in (order.serve() for _ in range(4)) if fresh is not None]
+        keys = [*order.serve(1), *order.serve(3)]
         assert len({fresh.number for fresh in keys}) == 4
         got = await fetch(world, "B1", "A1", [UUID(int=fresh.number) for fresh in keys])
         assert [bytes(key.key.view()) for key in got] == [bytes(fresh.key) for fresh in keys]
@@ -92,12 +92,12 @@ def test_an_order_waits_for_nothing() -> None:
     async def story() -> None:
         world, order = await ready()
         served = 0
-        while order.serve() is not None:
-            served += 1
+        while some := order.serve(7):
+            served += len(some)
             assert served < 1_000
-        assert order.serve() is None
+        assert order.serve(1) == []
         await issue(world, "A1", "B1")  # the long way brings more into hand
-        assert order.serve() is not None
+        assert len(order.serve(1)) == 1
         await world.stop_all()
 
     run(story())
@@ -106,17 +106,17 @@ def test_an_order_waits_for_nothing() -> None:
 def test_an_order_ends_with_its_lease_its_session_and_its_book() -> None:
     async def story() -> None:
         world, order = await ready()
-        assert order.serve() is not None
+        assert order.serve(1) != []
         world.network.cut ^= {frozenset((A, B))}
         await asyncio.sleep(world.settings.lease + 1.0)
-        assert order.serve() is None, "the lease is over"
+        assert order.serve(1) == [], "the lease is over"
         world.network.cut.clear()
         await asyncio.sleep(5.0)
         await issue(world, "A1", "B1")
-        assert order.serve() is not None
+        assert order.serve(1) != []
         node = node_of(world, "A1")
         node.sessions.end(B)
-        assert order.serve() is None
+        assert order.serve(1) == []
         await node.install_book(world.sign_book(version=2))
         assert not order.is_good
         await world.stop_all()
@@ -144,8 +144,7 @@ def test_no_order_is_taken_for_what_takes_round_trips_or_is_not_allowed() -> Non
 def test_a_crash_before_the_journal_was_written_leaves_keys_that_are_doubtful_and_explained() -> None:
     async def story() -> None:
         world, order = await ready()
-        fresh = order.serve()
-        assert fresh is not None
+        (fresh,) = order.serve(1)
         key_id = UUID(int=fresh.number)
         await world.crash(A)
         await world.start(A)

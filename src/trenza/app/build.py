@@ -154,6 +154,7 @@ class RunningNode:
             self.config.application.limits.http(max_body_bytes=_REQUEST_BYTES),
             Gate(self.config.application.limits.gate),
             is_revoked=self.is_revoked,
+            together=door.together,
         )
         await listen(self._application, self.config.application.address, setting="application.address")
         stack.push_async_callback(self._application.stop, GRACE_S)

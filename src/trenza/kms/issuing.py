@@ -8,7 +8,7 @@ ask is decided by `kms.deliver`; what a key for several targets needs is in `kms
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from uuid import UUID
 
@@ -54,6 +54,12 @@ class FreshKey(msgspec.Struct, frozen=True, gc=False):
 
     def delivered(self) -> DeliveredKey:
         return DeliveredKey(UUID(int=self.number), Secret(self.key), self.facts)
+
+
+def wipe_all(keys: Iterable[FreshKey]) -> None:
+    """Overwrite keys that nobody is to have."""
+    for one in keys:
+        one.key[:] = bytes(len(one.key))
 
 
 class Reel:
@@ -115,13 +121,25 @@ class Desk:
         self._heading = heading
         self._journal = journal
 
-    def issue(self, reel: Reel, slot: int, now: Nanoseconds) -> FreshKey:
-        """Make the key whose first slot is `slot`, which was taken for it, and note it."""
-        pair = self._pair
-        number = reel.macs.seal(reel.packed + self._handle + slot * SLOT_STEP, pair.binding)
-        key = reel.plan.key(slot, number.to_bytes(KEY_ID_BYTES, "big"), pair.parties)
-        self._journal.note(self._heading, reel.source, slot, now)
-        return FreshKey(number, key, reel.facts(now))
+    def issue(self, reel: Reel, slots: Sequence[int], now: Nanoseconds) -> list[FreshKey]:
+        """Make the keys whose first slots are these, which were taken for them, and note them.
+
+        Raises:
+            ValueError: the reel's segment is closed, or has a dead strand there; the slots are lost.
+        """
+        pair, plan, facts = self._pair, reel.plan, reel.facts(now)
+        seal, first = reel.macs.seal, reel.packed + self._handle
+        keys: list[FreshKey] = []
+        try:
+            for slot in slots:
+                number = seal(first + slot * SLOT_STEP, pair.binding)
+                key = plan.key(slot, number.to_bytes(KEY_ID_BYTES, "big"), pair.parties)
+                keys.append(FreshKey(number, key, facts))
+        except BaseException:
+            wipe_all(keys)
+            raise
+        self._journal.note(self._heading, reel.source, slots, now)
+        return keys
 
 
 class Issuing:
@@ -184,10 +202,9 @@ class Issuing:
             desk = self.desk(pair, recipe, size, tls_group)
             for take in takes:
                 reel = self.reel(peer, take.window, recipe, size, pair.policy)
-                keys.append(desk.issue(reel, take.slot, now))
+                keys += desk.issue(reel, (take.slot,), now)
         except BaseException:
-            for key in keys:
-                key.key[:] = bytes(len(key.key))
+            wipe_all(keys)
             raise
         self._demand.note_issued(peer, full=full, slots=number * per_key)
         self.look_ahead(peer, full=full, accept=accept)

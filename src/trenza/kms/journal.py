@@ -97,14 +97,14 @@ class Journal:
 
     # --- noting
 
-    def note(self, heading: Heading, source: Source, slot: int, now: Nanoseconds) -> None:
-        """Note that the key whose first slot is `slot` was issued or delivered now."""
-        self._notes.append((heading, source, slot, now))
-        self._pending += 1
-        count = len(self._notes)
-        if count == 1:
+    def note(self, heading: Heading, source: Source, slots: Sequence[int], now: Nanoseconds) -> None:
+        """Note that the keys with these first slots were issued or delivered now."""
+        before = len(self._notes)
+        self._notes += [(heading, source, slot, now) for slot in slots]
+        self._pending += len(slots)
+        if before == 0:
             self._has_notes.set()
-        if count == self._ctx.settings.journal_batch:
+        if before < self._ctx.settings.journal_batch <= len(self._notes):
             self._is_large.set()
 
     def doubt(self, record: DoubtfulRecord) -> None:

@@ -24,6 +24,7 @@ from trenza.kms.shares import Asked, Shares
 from trenza.kms.slots import Pair
 
 _MOST_LANES = 1_024
+_AT_ONCE = 64  # keys out of one look at what allows them
 
 
 class Lane:
@@ -96,19 +97,25 @@ class Lane:
             return self._another(now, elapsed)
         return reel
 
-    def take(self, now: Nanoseconds) -> int:
-        """Take the slots of one key out of the reel that was just returned; return the first of them."""
-        window, flow, slots = self._window, self._flow, self.slots
+    def most(self, number: int) -> int:
+        """Return how many keys, at most `number`, can be made of the reel that was just returned."""
+        window = self._window
         assert window is not None
-        slot = window.next
-        window.next = slot + slots
+        return min(number, (window.reserved - window.next) // self.slots)
+
+    def take(self, number: int, now: Nanoseconds) -> range:
+        """Take the slots of so many keys out of the reel that was just returned; return the first of each."""
+        window, flow, slots = self._window, self._flow, number * self.slots
+        assert window is not None
+        first = window.next
+        window.next = first + slots
         flow.taken += slots
-        self._counters["keys_issued"] += 1
+        self._counters["keys_issued"] += number
         flow.until_look -= slots
         if flow.until_look <= 0:
             accept = acceptance(self._policy, self._wishes, now=now)
             self._issuing.look_ahead(self._peer, full=self._recipe.needs_qkd, accept=accept)
-        return slot
+        return range(first, window.next, self.slots)
 
     def _another(self, now: Nanoseconds, elapsed: Seconds) -> Reel | None:
         """Go on with the oldest window that has something in hand."""
@@ -168,10 +175,24 @@ class Order:
         """Tell whether the book that allowed it is still in force; an order that is not is made anew."""
         return self._lane.is_good
 
-    def serve(self) -> FreshKey | None:
-        """Return the next key; None where the request must go the long way. The caller wipes the key."""
+    def serve(self, number: int) -> list[FreshKey]:
+        """Return `number` keys; fewer, or none, where the rest must go the long way. The caller wipes the keys."""
         now, elapsed = self._clock.now(), self._clock.elapsed()
-        reel = self._lane.reel(now, elapsed)
-        if reel is None or not self._shares.grants(self._pair, self._asked, elapsed):
-            return None
-        return self._desk.issue(reel, self._lane.take(now), now)
+        keys: list[FreshKey] = []
+        while len(keys) < number and (some := self._out_of_one_reel(number - len(keys), now, elapsed)):
+            keys += some
+        return keys
+
+    def _out_of_one_reel(self, number: int, now: Nanoseconds, elapsed: Seconds) -> list[FreshKey]:
+        lane = self._lane
+        reel = lane.reel(now, elapsed)
+        if reel is None:
+            return []
+        number = self._granted(lane.most(min(number, _AT_ONCE)), elapsed)
+        return self._desk.issue(reel, lane.take(number, now), now) if number else []
+
+    def _granted(self, number: int, elapsed: Seconds) -> int:
+        """Return how many keys, at most `number`, are the pair's share now: all, or one where all are too many."""
+        if number > 1 and self._shares.grants(self._pair, self._asked.times(number), elapsed):
+            return number
+        return 1 if self._shares.grants(self._pair, self._asked, elapsed) else 0

@@ -61,6 +61,9 @@ class Asked(NamedTuple):
     def of(number: int, size: Bits, *, full: bool | None = None, slots_per_key: int = 0) -> Asked:
         return Asked(number, number * size, full, number * slots_per_key)
 
+    def times(self, number: int) -> Asked:
+        return Asked(self.keys * number, self.bits * number, self.full, self.slots * number)
+
 
 @dataclass(slots=True)
 class _Usage:

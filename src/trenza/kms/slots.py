@@ -358,7 +358,7 @@ class Slots:
         segment = await self._pools.opened(peer, one.window.facts.record.segment)
         key = Secret(one.reel.key(segment, one.slot, one.key_id, one.pair.parties))
         now = self._ctx.clock.now()
-        self._journal.note(self._heading(one, tls_group), one.reel.source, one.slot, now)
+        self._journal.note(self._heading(one, tls_group), one.reel.source, (one.slot,), now)
         return DeliveredKey(one.key_id, key, one.reel.facts(one.slot, now))
 
 

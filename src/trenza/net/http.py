@@ -6,7 +6,7 @@ No sockets and no JSON. Standard: RFC 9110, RFC 9112.
 from __future__ import annotations
 
 import functools
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -53,6 +53,11 @@ class Response(msgspec.Struct, frozen=True, gc=False):
 
 Handler = Callable[[Request], Response | Awaitable[Response]]
 """Answers one request, at once or later; only what it awaits costs a task."""
+
+Answers = Callable[[Sequence[Request]], Sequence[Response | Awaitable[Response]]]
+"""Answers requests of several connections that came together, one each, in their order: what they have in common is
+looked at once. Raises nothing but for a mistake of ours, and then none is answered.
+"""
 
 ErrorResponse = Callable[[int, str], Response]
 """Puts a status and a sentence into the error body of the door's standard."""

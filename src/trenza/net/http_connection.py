@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
+from collections.abc import Awaitable
 from typing import Protocol, cast
 
 import httptools
@@ -40,7 +41,7 @@ class Keeper(Protocol):
     def date(self) -> bytes: ...
 
     @property
-    def serving(self) -> Turn:
+    def serving(self) -> Turn[HttpConnection]:
         """When what was asked is answered."""
         ...
 
@@ -82,6 +83,8 @@ class HttpConnection(asyncio.Protocol):
         self._peer: PeerIdentity | None = None
         self._waiting: deque[tuple[Request, bool]] = deque()  # with: may more requests follow it
         self._waiting_bytes = 0  # of their bodies
+        self._taken = False  # a request that has not been given its answer
+        self._keep_alive = self._only_head = False  # of that one
         self._answer: asyncio.Future[Response] | None = None
         self._refusal: tuple[int, str] | None = None  # answered after all that was asked before it
         self._hearing = True
@@ -120,7 +123,7 @@ class HttpConnection(asyncio.Protocol):
         self._idle_deadline = self._loop.time() + self._limits.idle_timeout_s
         if refusal := self._server.opened(self):
             self._refuse(503, refusal)
-            self._go_on()
+            self.go_on()
 
     def data_received(self, data: bytes) -> None:
         if not self._hearing:
@@ -140,16 +143,16 @@ class HttpConnection(asyncio.Protocol):
         else:
             self._check_unfinished_head(len(data))
         if len(self._waiting) == 1 and self._hearing and self._answer is None:
-            self._server.serving.soon(self._go_on)  # as almost always: it is answered when all have been heard
+            self._server.serving.soon(self)  # as almost always: it is answered when all have been heard
         else:
-            self._go_on()
+            self.go_on()
 
     def eof_received(self) -> bool:
         """The client has finished speaking; it still listens to the answers it is owed."""
         self._hearing = False
         self._receiving = False
         self._read_deadline = math.inf
-        self._go_on()
+        self.go_on()
         return self._transport is not None and not self._transport.is_closing()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
@@ -165,7 +168,7 @@ class HttpConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._writing_paused = False
         self._write_deadline = math.inf
-        self._go_on()
+        self.go_on()
 
     # ---- the parser's calls ----
 
@@ -265,14 +268,40 @@ class HttpConnection(asyncio.Protocol):
 
     # ---- answering ----
 
-    def _go_on(self) -> None:
+    def take(self) -> Request | None:
+        """Take the next request out, if there is one and it may be answered now; `give` its answer next."""
+        if not self._waiting or self._taken or self._answer is not None:
+            return None
+        if self._writing_paused or self._said_all or self._resting:
+            return None
+        self._taken = True
+        request, self._keep_alive = self._waiting.popleft()
+        self._waiting_bytes -= len(request.body)
+        self._only_head = request.method == b"HEAD"
+        return request
+
+    def give(self, answer: Response | Awaitable[Response]) -> None:
+        """Answer the request that was taken."""
+        self._taken = False
+        self._idle_deadline = math.inf
+        close, only_head = not self._keep_alive, self._only_head
+        if isinstance(answer, Response):
+            self._write(answer, close=close, only_head=only_head)
+            self._given += 1
+            if self._given >= _AT_ONCE:
+                self._rest()
+            return
+        self._answer = later = asyncio.ensure_future(answer)
+        self._server.run(later)
+        later.add_done_callback(lambda done: self._answered(done, close=close, only_head=only_head))
+
+    def go_on(self) -> None:
         """Serve what waits, in order; then say what is left to say."""
-        while (
-            self._waiting and self._answer is None and not (self._writing_paused or self._said_all or self._resting)
-        ):
-            request, keep_alive = self._waiting.popleft()
-            self._waiting_bytes -= len(request.body)
-            self._serve(request, keep_alive=keep_alive)
+        while (request := self.take()) is not None:
+            try:
+                self.give(self._server.handler(request))
+            except Exception as error:  # noqa: BLE001 - whatever a handler does, its client gets an answer
+                self.give(self._server.failed(error))
         if self._transport is None:
             return
         if len(self._waiting) >= self._limits.max_pipelined or self._waiting_bytes >= self._limits.max_body_bytes:
@@ -293,25 +322,6 @@ class HttpConnection(asyncio.Protocol):
         elif not self._receiving and self._idle_deadline is math.inf:
             self._idle_deadline = self._loop.time() + self._limits.idle_timeout_s
 
-    def _serve(self, request: Request, *, keep_alive: bool) -> None:
-        only_head = request.method == b"HEAD"
-        self._idle_deadline = math.inf
-        try:
-            answer = self._server.handler(request)
-            if isinstance(answer, Response):
-                self._write(answer, close=not keep_alive, only_head=only_head)
-                self._given += 1
-                if self._given >= _AT_ONCE:
-                    self._rest()
-                return
-            later = asyncio.ensure_future(answer)
-        except Exception as error:  # noqa: BLE001 - whatever a handler does, its client gets an answer
-            self._write(self._server.failed(error), close=not keep_alive, only_head=only_head)
-            return
-        self._answer = later
-        self._server.run(later)
-        later.add_done_callback(lambda done: self._answered(done, close=not keep_alive, only_head=only_head))
-
     def _rest(self) -> None:
         """Let others have their turn: who sends requests without end is one of many."""
         self._given, self._resting = 0, True
@@ -319,7 +329,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _rested(self) -> None:
         self._resting = False
-        self._go_on()
+        self.go_on()
 
     def _answered(self, done: asyncio.Future[Response], *, close: bool, only_head: bool) -> None:
         self._answer = None
@@ -332,7 +342,7 @@ class HttpConnection(asyncio.Protocol):
             raise error
         response = done.result() if error is None else self._server.failed(error)
         self._write(response, close=close, only_head=only_head)
-        self._go_on()
+        self.go_on()
 
     def _write(self, response: Response, *, close: bool, only_head: bool = False) -> None:
         if self._transport is None or self._said_all:
@@ -359,7 +369,7 @@ class HttpConnection(asyncio.Protocol):
     def finish(self) -> None:
         """The server stops: answer what was asked, then close."""
         self._finishing = True
-        self._go_on()
+        self.go_on()
 
     def abort(self) -> None:
         """Cut the connection."""
@@ -378,4 +388,4 @@ class HttpConnection(asyncio.Protocol):
                 self._end()
         elif now > self._read_deadline and self._transport is not None and self._transport.is_reading():
             self._refuse(408, "the request took too long")
-            self._go_on()
+            self.go_on()

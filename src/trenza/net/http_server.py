@@ -12,14 +12,16 @@ import asyncio
 import contextlib
 import email.utils
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from trenza.net.gate import Gate
-from trenza.net.http import ErrorResponse, Handler, HttpLimits, Response
+from trenza.net.http import Answers, ErrorResponse, Handler, HttpLimits, Response
 from trenza.net.http_connection import HttpConnection
 from trenza.net.tls import ContextProvider, RevocationCheck, TlsStatistics, never_revoked
 from trenza.net.tls_transport import Terms, listen
-from trenza.net.turn import Turn
+from trenza.net.turn import Turn, call_each
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +40,9 @@ class HttpServer:
     gate: Gate = field(default_factory=Gate)
     is_revoked: RevocationCheck = never_revoked
     statistics: TlsStatistics = field(default_factory=TlsStatistics)
-    serving: Turn = field(default_factory=Turn, init=False, repr=False)
+    together: Answers | None = None
+    """What answers requests that came together, if that is more than to call the handler for each."""
+    serving: Turn[HttpConnection] = field(init=False, repr=False)
     """When what was asked is answered: after all that came in this turn of the loop was heard."""
     date: bytes = field(default=b"", init=False)
     """The value of the Date field, renewed every second."""
@@ -49,6 +53,9 @@ class HttpServer:
     _server: asyncio.Server | None = field(default=None, init=False, repr=False)
     _sweep: asyncio.TimerHandle | None = field(default=None, init=False, repr=False)
     _idle: asyncio.Event = field(default_factory=asyncio.Event, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.serving = Turn(self._serve)
 
     async def start(self, host: str, port: int = 0) -> int:
         """Listen; return the port (a free one if 0 was asked).
@@ -93,6 +100,18 @@ class HttpServer:
         while self.connections or self.running:
             self._idle.clear()
             await self._idle.wait()
+
+    def _serve(self, due: Sequence[HttpConnection]) -> None:
+        """Answer what connections were asked in this turn."""
+        if self.together is not None and len(due) > 1:
+            asked = [(connection, request) for connection in due if (request := connection.take()) is not None]
+            try:
+                answers = self.together([request for _, request in asked])
+            except Exception as error:  # noqa: BLE001 - whatever a handler does, its clients get an answer
+                answers = [self.failed(error)] * len(asked)
+            given = zip(asked, answers, strict=True)
+            call_each(partial(connection.give, answer) for (connection, _), answer in given)
+        call_each(connection.go_on for connection in due)
 
     def run(self, answer: asyncio.Future[Response]) -> None:
         """Keep a called handler until it has answered."""

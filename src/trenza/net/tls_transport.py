@@ -31,7 +31,7 @@ from trenza.net.tls import (
     server_name_indication,
     verify_name,
 )
-from trenza.net.turn import Turn
+from trenza.net.turn import Turn, call_each
 
 RECORD_BYTES = 16_384  # the largest plaintext of one TLS record
 RECORD_HEAD_BYTES = 5  # type, version, length
@@ -53,7 +53,7 @@ class Terms:
     gate: Gate = field(default_factory=Gate)
     """Counts who comes in at a listener, and bounds it; of a client it only says how long a handshake may take."""
     statistics: TlsStatistics = field(default_factory=TlsStatistics)
-    sending: Turn = field(default_factory=Turn)
+    sending: Turn[Callable[[], None]] = field(default_factory=lambda: Turn(call_each))
     """When what connections have to say is encrypted and sent: after all of a listener have heard what there is."""
 
     def check(self, peer: PeerIdentity) -> None:

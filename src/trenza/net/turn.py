@@ -9,28 +9,37 @@ company: what came by itself is done by itself.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
 
 
-class Turn:
-    """Puts calls off to the next turn of the loop and makes them in the order in which they came."""
+class Turn(Generic[T]):
+    """Puts things off to the next turn of the loop, and has them dealt with in the order in which they came."""
 
-    __slots__ = ("_due",)
+    __slots__ = ("_due", "_work")
 
-    def __init__(self) -> None:
-        self._due: list[Callable[[], None]] = []
+    def __init__(self, work: Callable[[Sequence[T]], None]) -> None:
+        self._work = work
+        self._due: list[T] = []
 
-    def soon(self, call: Callable[[], None]) -> None:
-        """Make this call at the next turn of the running loop."""
-        self._due.append(call)
+    def soon(self, thing: T) -> None:
+        """Deal with this at the next turn of the running loop."""
+        self._due.append(thing)
         if len(self._due) == 1:
             asyncio.get_running_loop().call_soon(self._take)
 
     def _take(self) -> None:
         due, self._due = self._due, []
-        for call in due:
-            try:
-                call()
-            except Exception as error:  # noqa: BLE001 - one connection's failure is not the others'
-                told = {"message": "a connection failed", "exception": error}
-                asyncio.get_running_loop().call_exception_handler(told)
+        self._work(due)
+
+
+def call_each(calls: Iterable[Callable[[], None]]) -> None:
+    """Make calls, one for each connection, whose failure is not the others'."""
+    for call in calls:
+        try:
+            call()
+        except Exception as error:  # noqa: BLE001
+            told = {"message": "a connection failed", "exception": error}
+            asyncio.get_running_loop().call_exception_handler(told)

@@ -41,6 +41,7 @@ _NO_STORE: Final = ("cache-control", "no-store")
 _LONGEST_ORDER_BYTES: Final = 128
 _MOST_ORDERS: Final = 32_768
 _Asked = tuple[SaeId, str, bytes, bytes, bytes, bytes, bytes, bytes]
+_UNANSWERED: Final = Response(503)
 _LOG = logging.getLogger(__name__)
 
 
@@ -70,8 +71,11 @@ class StandingOrder(Protocol):
         """Tell whether it may still be served; if not, it is forgotten."""
         ...
 
-    def container(self) -> bytes | None:
-        """Return the body of the answer, a container of fresh keys; None: this time it must go the long way."""
+    def containers(self, number: int) -> Sequence[bytes]:
+        """Return the bodies of `number` answers, each a container of one fresh key.
+
+        Fewer, or none: this time the others must go the long way.
+        """
         ...
 
 
@@ -91,14 +95,34 @@ class KeyDoor:
 
     def __call__(self, request: Request) -> Response | Awaitable[Response]:
         """Answer one request, at once where nothing must be waited for; what it raises is a bug (503)."""
-        try:
-            caller = self._callers.sae(request.peer)
+        return self.together((request,))[0]
+
+    def together(self, requests: Sequence[Request]) -> Sequence[Response | Awaitable[Response]]:
+        """Answer requests that came together: those for the same keys out of one look at what allows them."""
+        answers: list[Response | Awaitable[Response]] = [_UNANSWERED] * len(requests)
+        waiting: list[tuple[int, SaeId]] = []
+        alike: dict[StandingOrder, list[tuple[int, SaeId]]] = {}
+        for index, request in enumerate(requests):
+            try:
+                caller = self._callers.sae(request.peer)
+            except TrenzaError as error:
+                answers[index] = answer_to(error)
+                continue
             order = self._orders.get(_asked(caller, request))
-            if order is not None and (body := order.container()) is not None:
-                return ok(body)
-        except TrenzaError as error:
-            return answer_to(error)
-        return self._later(caller, request)
+            (waiting if order is None else alike.setdefault(order, [])).append((index, caller))
+        for order, asked in alike.items():
+            try:
+                bodies = order.containers(len(asked))
+            except TrenzaError as error:
+                for index, _ in asked:
+                    answers[index] = answer_to(error)
+                continue
+            for (index, _), body in zip(asked, bodies, strict=False):
+                answers[index] = ok(body)
+            waiting += asked[len(bodies) :]
+        for index, caller in waiting:
+            answers[index] = self._later(caller, requests[index])
+        return answers
 
     async def _later(self, caller: SaeId, request: Request) -> Response:
         try:

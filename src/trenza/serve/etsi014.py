@@ -47,8 +47,8 @@ class Order(Protocol):
     @property
     def is_good(self) -> bool: ...
 
-    def serve(self) -> FreshKey | None:
-        """Return a fresh key, or None where the request must be asked again by `issue`."""
+    def serve(self, number: int) -> Sequence[FreshKey]:
+        """Return `number` fresh keys; fewer, or none, where the rest must be asked again by `issue`."""
         ...
 
 
@@ -176,15 +176,13 @@ class _Standing:
     def is_good(self) -> bool:
         return self._order.is_good
 
-    def container(self) -> bytes | None:
-        fresh = self._order.serve()
-        if fresh is None:
-            return None
-        key = fresh.key
+    def containers(self, number: int) -> list[bytes]:
+        keys = self._order.serve(number)
         try:
-            return etsi014.container_of_one(fresh.number, key, self._tails.of(fresh.facts))
+            return [etsi014.container_of_one(one.number, one.key, self._tails.of(one.facts)) for one in keys]
         finally:
-            key[:] = bytes(len(key))
+            for one in keys:
+                one.key[:] = bytes(len(one.key))
 
 
 def _wishes(demands: Demands) -> Wishes:
