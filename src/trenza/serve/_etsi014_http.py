@@ -16,7 +16,6 @@ from collections.abc import Awaitable, Iterator, Sequence
 from typing import Final, Protocol
 from uuid import UUID
 
-from trenza.base.deadlines import Deadlines
 from trenza.base.errors import (
     ConflictError,
     InvalidRequestError,
@@ -27,6 +26,7 @@ from trenza.base.errors import (
 )
 from trenza.base.names import SaeId
 from trenza.base.units import Seconds
+from trenza.net.deadlines import Deadlines
 from trenza.net.http import Request, Response
 from trenza.serve.identity import Callers
 from trenza.wire import etsi014

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from trenza.base.deadlines import Deadlines
 from trenza.base.units import Seconds
+from trenza.net.deadlines import Deadlines
 
 
 async def never() -> None:
