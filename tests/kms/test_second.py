@@ -10,7 +10,7 @@ from tests.kms.fakes import FakeClock, FakeNetwork, FakeStore, make_context, ope
 from tests.kms.pair_world import A, B, PairWorld, a_book
 from tests.kms.test_journal import SEGMENT, heading
 
-from trenza.base.errors import StoreUnavailableError
+from trenza.base.errors import StoreUnavailableError, UnavailableError, UnknownKeyError
 from trenza.base.names import SaeId
 from trenza.base.units import Bits, Nanoseconds, Seconds
 from trenza.core.key_records import decode_key_records
@@ -89,10 +89,14 @@ class Beside:
         kept = IdKeySet(bytes(16), Nanoseconds(self.ctx.clock.now()), mine, self.keys, Sealed(0, b""))
         self.second.node.id_keys._sets[B] = [kept]
 
+    @property
+    def pair(self) -> Pair:
+        book = self.ctx.book
+        return Pair(book.sae_by_name[SaeId("B1")], book.sae_by_name[SaeId("A1")], book.policies[0])
+
     def fetch(self) -> asyncio.Task:
         """Ask for the key; its commit is durable and gets its answer when `answers` is set."""
-        book = self.ctx.book
-        pair = Pair(book.sae_by_name[SaeId("B1")], book.sae_by_name[SaeId("A1")], book.policies[0])
+        pair = self.pair
         address = KeyAddress(0, 3, pair.handle, Bits(256), HYBRID_CATKDF.code)
         key_id = UUID(int=IdMacs(self.keys).seal(address.pack(), pair.binding))
 
@@ -132,6 +136,28 @@ def test_what_could_not_be_read_is_read_the_next_time() -> None:
         beside.store.get = get  # type: ignore[method-assign]
         await beside.second.refresh(2)
         assert set(beside.second.node.pools.pair(B).held) == numbers
+
+    asyncio.run(story())
+
+
+def test_a_key_that_is_not_found_is_unknown_only_while_the_lead_that_is_followed_is_in_force() -> None:
+    async def story() -> None:
+        beside = Beside()
+        await beside.begin()
+        pair, delivery = beside.pair, beside.second.node.delivery
+
+        async def ask() -> None:
+            await delivery.fetch(pair.target.name, pair.initiator.name, [UUID(int=7)], tls_group="x")
+
+        with pytest.raises(UnknownKeyError):
+            await ask()
+        # given another instance that leads now, while the look at who does waits long for its answer
+        await beside.store.commit([Put(Table.META, REIGN, rows.encode(ReignRow(2, 1, bytes(16), 1, 2, 1, (B,))))])
+        with pytest.raises(UnavailableError):  # what that one was granted is not read here yet
+            await ask()
+        await beside.second.refresh(2)
+        with pytest.raises(UnknownKeyError):
+            await ask()
 
     asyncio.run(story())
 

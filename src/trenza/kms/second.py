@@ -62,6 +62,7 @@ class Second:
         self.node.issuing.on_short = self._refill
         self.reign: ReignRow | None = None
         """What the lead that is in force said last; None while none has been seen to live."""
+        self._is_in_force = False  # when it was last read, that lead's word stood
         self._first_seen: bytes | None = None  # a reign's row that proves nothing
         self._token = -1
         self._known: dict[bytes, bytes] = {}  # rows of windows as they were taken in
@@ -81,8 +82,9 @@ class Second:
 
     @property
     def is_trusted(self) -> bool:
-        """Tell whether the lead that is in force has been seen to live by this instance."""
-        return self.reign is not None and self.reign.token == self._token and not self._is_over
+        """Tell whether the lead that is in force has been seen to live by this instance, and by the last look."""
+        known = self.reign is not None and self.reign.token == self._token
+        return known and self._is_in_force and not self._is_over
 
     async def ready(self) -> None:
         """Return when it is known who leads, or a request has waited long enough."""
@@ -154,8 +156,9 @@ class Second:
             self._token = token
             shared.under(token)
         reign = None if value is None or value == self._first_seen else rows.decode(value, ReignRow)
+        self._is_in_force = reign is not None and reign.token == token
         if reign is None or reign.token != token:
-            return  # nobody leads, or it has not said yet what it found: go on with what is in hand
+            return  # nobody leads, another does, or it has not said yet what it found: go on with what is in hand
         former, self.reign = self.reign, reign
         if former is not None and former.epoch != reign.epoch:
             self._forget_all()
