@@ -1,7 +1,8 @@
 """Bare: the least code that answers a constant over the same TLS, to say how much of the floor is ours.
 
-One asyncio protocol with pyOpenSSL and httptools in it, on uvloop. No limits, no deadlines, no half-closed streams,
-no routing, no JSON: nothing that a server needs among strangers.
+One asyncio protocol with pyOpenSSL and httptools in it, on uvloop. It takes in target, fields and body, without which
+nobody could answer anything; no limits, no deadlines, no half-closed streams, no routing, no JSON: nothing that a
+server needs among strangers.
 """
 
 from __future__ import annotations
@@ -32,6 +33,12 @@ class Bare(asyncio.Protocol):
         self._tls.set_accept_state()
         self._parser = httptools.HttpRequestParser(self)
         self._shaken = False
+        self._forget()
+
+    def _forget(self) -> None:
+        self._target = b""
+        self._fields: dict[bytes, bytes] = {}
+        self._body = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._raw = cast("asyncio.Transport", transport)
@@ -51,7 +58,17 @@ class Bare(asyncio.Protocol):
         except SSL.Error:
             self._raw.close()
 
+    def on_url(self, url: bytes) -> None:
+        self._target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._fields[name.lower()] = value
+
+    def on_body(self, body: bytes) -> None:
+        self._body += body
+
     def on_message_complete(self) -> None:
+        self._forget()
         self._tls.send(ANSWER)
         self._raw.write(self._tls.bio_read(65_536))
 

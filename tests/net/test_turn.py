@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from trenza.net.turn import Turn, call_each
 
@@ -38,5 +39,27 @@ def test_a_call_that_fails_is_told_and_takes_no_other_with_it():
         await asyncio.sleep(0)
         assert made == ["the other"]
         assert [type(error) for error in told] == [ZeroDivisionError]
+
+    asyncio.run(story())
+
+
+def test_what_is_put_off_while_a_row_is_gathered_is_done_once_at_its_end():
+    async def story():
+        rows = []
+        turn = Turn(lambda due: rows.append(list(due)) if due else None)
+        turn.soon(0)
+        with turn.gathered():
+            turn.soon(1)
+            turn.soon(2)
+            assert rows == []
+        assert rows == [[0, 1, 2]]
+        await asyncio.sleep(0)
+        assert rows == [[0, 1, 2]]
+        with contextlib.suppress(RuntimeError), turn.gathered():
+            turn.soon(3)
+            raise RuntimeError
+        turn.soon(4)
+        await asyncio.sleep(0)
+        assert rows == [[0, 1, 2], [3], [4]]
 
     asyncio.run(story())

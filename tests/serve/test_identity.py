@@ -94,3 +94,25 @@ def test_a_revoked_certificate_is_refused_on_an_open_connection():
     revoked.add(bank.fingerprint)
     with pytest.raises(UnauthorisedError):
         callers.sae(bank)
+
+
+def test_who_is_known_is_not_looked_up_again_until_the_book_changes():
+    asked, shown = [], peer(certificate(URI("urn:trenza:sae:bank")))
+    known = {"urn:trenza:sae:bank": SaeId("bank")}
+    book = {"saes": known, "revoked": ()}
+
+    def registry(identity):
+        asked.append(identity)
+        return book["saes"].get(identity)
+
+    callers = Callers(registry, is_revoked=lambda one: one in book["revoked"], version=lambda: book)
+    assert [callers.sae(shown) for _ in range(3)] == [SaeId("bank")] * 3
+    assert len(asked) == 1
+    book = {"saes": known, "revoked": (shown.fingerprint,)}
+    with pytest.raises(UnauthorisedError):
+        callers.sae(shown)
+    book = {"saes": {}, "revoked": ()}
+    with pytest.raises(UnauthorisedError):
+        callers.sae(shown)
+    book = {"saes": known, "revoked": ()}
+    assert callers.sae(shown) == SaeId("bank")

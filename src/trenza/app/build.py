@@ -146,7 +146,8 @@ class RunningNode:
         await listen(self._management, self.config.management.address, setting="management.address")
         stack.push_async_callback(self._management.stop, GRACE_S)
         delivery = self.node.delivery if self._instance is None else self._instance.front
-        door = application_door(delivery, Callers(self._sae_of, is_revoked=self.is_revoked))
+        callers = Callers(self._sae_of, is_revoked=self.is_revoked, version=lambda: self.node.ctx.book_in_force)
+        door = application_door(delivery, callers)
         self._application = HttpServer(
             door,
             self._certificates.application,

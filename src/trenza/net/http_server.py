@@ -50,6 +50,7 @@ class HttpServer:
     running: set[asyncio.Future[Response]] = field(default_factory=set, init=False, repr=False)
     """Handlers that were called and have not answered."""
     stopping: bool = field(default=False, init=False)
+    _terms: Terms = field(init=False, repr=False)
     _server: asyncio.Server | None = field(default=None, init=False, repr=False)
     _sweep: asyncio.TimerHandle | None = field(default=None, init=False, repr=False)
     _idle: asyncio.Event = field(default_factory=asyncio.Event, init=False, repr=False)
@@ -65,8 +66,8 @@ class HttpServer:
         """
         assert self._server is None, "started twice"
         self.date = _date_now()
-        terms = Terms(is_revoked=self.is_revoked, gate=self.gate, statistics=self.statistics)
-        self._server = await listen(lambda: HttpConnection(self), self.contexts, host, port, terms=terms)
+        self._terms = Terms(is_revoked=self.is_revoked, gate=self.gate, statistics=self.statistics)
+        self._server = await listen(lambda: HttpConnection(self), self.contexts, host, port, terms=self._terms)
         self._sweep_connections()
         return int(self._server.sockets[0].getsockname()[1])
 
@@ -102,7 +103,11 @@ class HttpServer:
             await self._idle.wait()
 
     def _serve(self, due: Sequence[HttpConnection]) -> None:
-        """Answer what connections were asked in this turn."""
+        """Answer what connections were asked in this turn, and send the answers."""
+        with self._terms.sending.gathered():
+            self._answer(due)
+
+    def _answer(self, due: Sequence[HttpConnection]) -> None:
         if self.together is not None and len(due) > 1:
             asked = [(connection, request) for connection in due if (request := connection.take()) is not None]
             try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
@@ -53,7 +53,7 @@ class Terms:
     gate: Gate = field(default_factory=Gate)
     """Counts who comes in at a listener, and bounds it; of a client it only says how long a handshake may take."""
     statistics: TlsStatistics = field(default_factory=TlsStatistics)
-    sending: Turn[Callable[[], None]] = field(default_factory=lambda: Turn(call_each))
+    sending: Turn[TlsTransport] = field(default_factory=lambda: Turn(_send))
     """When what connections have to say is encrypted and sent: after all of a listener have heard what there is."""
 
     def check(self, peer: PeerIdentity) -> None:
@@ -193,14 +193,14 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         try:
             self._tls.do_handshake()
         except SSL.WantReadError:
-            self._flush()
+            self.flush()
             return
         except SSL.Error as error:
             reason = openssl_reason(error)
-            self._flush()  # the alert that tells the peer why
+            self.flush()  # the alert that tells the peer why
             self._refuse(reason, AuthenticationError(f"the TLS handshake failed: {reason}"))
             return
-        self._flush()
+        self.flush()
         try:
             peer = peer_identity(self._tls)
             self._terms.check(peer)
@@ -279,7 +279,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         finally:
             self._in_read = False
         if not (heard or self._unsent or self._closing):
-            self._flush()  # an answer to KeyUpdate: otherwise it waits for our next write
+            self.flush()  # an answer to KeyUpdate: otherwise it waits for our next write
 
     def _peer_said_goodbye(self) -> None:
         if self._peer_ended or self._application is None:
@@ -295,14 +295,15 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         else:  # in TLS 1.3 a client learns only now that the server refused its certificate
             self._error = AuthenticationError(f"the TLS handshake was refused by the peer: {reason}")
         self._closing = True
-        self._flush()
+        self.flush()
         if self._raw is not None:
             self._raw.close()
             self._timer = self._loop.call_later(CLOSE_TIMEOUT_S, self.abort)
 
     # ---- bytes outwards ----
 
-    def _drain(self) -> None:
+    def seal(self) -> None:
+        """Encrypt what was written; `flush` sends it."""
         self._drain_due = False
         if not self._unsent or self._raw is None:
             return
@@ -312,17 +313,16 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         try:
             if len(unsent) <= WRITE_STEP_BYTES:
                 self._tls.sendall(unsent)
-                self._flush()
                 return
             whole = memoryview(unsent)
             for first in range(0, len(whole), WRITE_STEP_BYTES):
                 self._tls.sendall(whole[first : first + WRITE_STEP_BYTES])
-                self._flush()
+                self.flush()
         except SSL.Error as error:
             self._error = self._error or RemoteProtocolError(f"TLS failed: {openssl_reason(error)}")
             self.abort()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         """Move what OpenSSL wants sent to the socket."""
         if self._raw is None:
             return
@@ -339,13 +339,14 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         """Send close_notify after all that was written."""
         if self._writing_ended:
             return
-        self._drain()
+        self.seal()
+        self.flush()
         self._writing_ended = True
         try:
             self._tls.shutdown()
         except SSL.Error:
             return  # the connection is broken already; nobody can be told
-        self._flush()
+        self.flush()
 
     # ---- called by the application ----
 
@@ -362,7 +363,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self._unsent_bytes += len(piece)
         if not self._drain_due:
             self._drain_due = True
-            self._terms.sending.soon(self._drain)
+            self._terms.sending.soon(self)
 
     def writelines(self, list_of_data: Any) -> None:
         self.write(b"".join(list_of_data))
@@ -434,6 +435,12 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
 
     def get_write_buffer_limits(self) -> tuple[int, int]:
         return self._raw.get_write_buffer_limits() if self._raw is not None else (0, 0)
+
+
+def _send(due: Sequence[TlsTransport]) -> None:
+    """Encrypt what all have written, then send it: a reader that the first record woke finds the others at hand."""
+    call_each(transport.seal for transport in due)
+    call_each(transport.flush for transport in due)
 
 
 def _is_one_record(data: bytes) -> bool:

@@ -64,10 +64,23 @@ class Callers:
         *,
         order: Sequence[NameKind] = DEFAULT_ORDER,
         is_revoked: RevocationCheck = never_revoked,
+        version: Callable[[], object] = object,
     ) -> None:
+        """Prepare.
+
+        Args:
+            registry: the SAE of a name.
+            order: the kinds of name to look for, the first that is present decides.
+            is_revoked: tells of a certificate's fingerprint.
+            version: of what the two answer by: while it is the same object, so are their answers. By default they
+                are asked every time.
+        """
         self._registry = registry
         self._order = tuple(order)
         self._is_revoked = is_revoked
+        self._version = version
+        self._known: dict[str, SaeId] = {}  # by fingerprint, in this version
+        self._known_in: object = None
         self._identities: dict[str, str] = {}  # by fingerprint; a certificate never changes what it says
 
     def sae(self, peer: PeerIdentity) -> SaeId:
@@ -76,11 +89,22 @@ class Callers:
         Raises:
             UnauthorisedError: the certificate is revoked, names nobody clearly, or names nobody the book knows.
         """
+        version = self._version()
+        if version is not self._known_in:
+            self._known.clear()
+            self._known_in = version
+        sae = self._known.get(peer.fingerprint)
+        return self._recognise(peer) if sae is None else sae
+
+    def _recognise(self, peer: PeerIdentity) -> SaeId:
         if self._is_revoked(peer.fingerprint):
             raise UnauthorisedError("the certificate is revoked")
         sae = self._registry(self._identity(peer))
         if sae is None:
             raise UnauthorisedError("the certificate's identity is no SAE of the policy book")
+        if len(self._known) >= _MOST_REMEMBERED:
+            self._known.clear()
+        self._known[peer.fingerprint] = sae
         return sae
 
     def _identity(self, peer: PeerIdentity) -> str:
