@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -661,6 +662,23 @@ def test_requests_that_came_together_get_their_own_keys_and_their_own_refusals()
     keys = [keys_of(one)[0]["key_ID"] for one in answers if one.status == 200]
     assert len(set(keys)) == 4
     assert {SaeId("bob"), SaeId("carol")} == {sae for key, sae in delivery.rights if str(key) in keys}
+
+
+def test_a_mistake_in_one_order_costs_the_keys_of_no_other(caplog):
+    door, delivery = a_door(OrderedDelivery)
+    to_bob, to_carol = post(TO_BOB, b"{}"), post(TO_BOB.replace("bob", "carol"), b"{}")
+    for known in (to_bob, to_carol):
+        assert ask(door, *known).status == 200
+
+    def broken(_number):
+        raise ValueError("a strand is all zeros")
+
+    (order,) = (one._order for one in door._orders.values() if one._order._request.target == "carol")
+    order.serve = broken
+    delivery.in_hand = 2
+    with caplog.at_level(logging.CRITICAL):
+        answers = door.together([request_of(*one) for one in (to_bob, to_carol, to_bob)])
+    assert [one.status for one in answers] == [200, 503, 200]
 
 
 def test_keys_that_were_written_into_answers_are_wiped():

@@ -10,10 +10,13 @@ import pytest
 from tests.simulation.acts import fetch, issue, node_of, started
 from tests.simulation.networks import network
 
-from trenza.base.errors import UnauthorisedError
+from trenza.base.errors import UnauthorisedError, UnavailableError
 from trenza.base.names import NodeId, SaeId
 from trenza.core.delivery import IssueRequest
 from trenza.core.plan import KeyPlan
+from trenza.core.segment import OpenSegment
+from trenza.core.strand import STRAND_BYTES, Origin
+from trenza.core.window import IssuerWindow
 from trenza.kms import issuing
 from trenza.kms.orders import Order
 from trenza.lab.loop import run
@@ -27,6 +30,13 @@ def order_of(world: World) -> Order:
     order = node_of(world, "A1").delivery.order(SaeId("A1"), IssueRequest(SaeId("B1"), tls_group="lab"))
     assert order is not None
     return order
+
+
+def strands_of(world: World, order: Order) -> tuple[IssuerWindow, OpenSegment]:
+    """Return the window that an order draws on, and its strands."""
+    window = order._lane._window
+    assert window is not None
+    return window, node_of(world, "A1").pools.open_segment(B, window.facts.record.segment)
 
 
 async def ready() -> tuple[World, Order]:
@@ -98,6 +108,51 @@ def test_an_order_waits_for_nothing() -> None:
         assert order.serve(1) == []
         await issue(world, "A1", "B1")  # the long way brings more into hand
         assert len(order.serve(1)) == 1
+        await world.stop_all()
+
+    run(story())
+
+
+def test_a_dead_strand_costs_one_slot_and_none_of_the_keys_that_are_made_with_it() -> None:
+    async def story() -> None:
+        world, order = await ready()
+        keys = order.serve(1)
+        window, strands = strands_of(world, order)
+        first = window.next
+        strands._dead = frozenset({strands._starts[Origin.QKD] + (first + 2) * STRAND_BYTES})
+        keys += order.serve(5)
+        assert len(keys) == 6
+        assert window.next == first + 6
+        got = await fetch(world, "B1", "A1", [UUID(int=fresh.number) for fresh in keys])
+        assert [bytes(key.key.view()) for key in got] == [bytes(fresh.key) for fresh in keys]
+        strands._dead = frozenset(range(STRAND_BYTES * 100_000))
+        with pytest.raises(ValueError, match="all zeros"):
+            order.serve(1)
+        await world.stop_all()
+
+    run(story())
+
+
+def test_what_stops_an_order_midway_takes_back_none_of_the_keys_that_are_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def story() -> None:
+        world, order = await ready()
+        keys = order.serve(1)
+        window, _ = strands_of(world, order)
+        in_hand = window.reserved - window.next
+
+        def gone(*_: object, **__: object) -> None:
+            raise UnavailableError("the strands of this key are gone")
+
+        monkeypatch.setattr(node_of(world, "A1").issuing, "window_in_hand", gone)
+        keys += order.serve(in_hand + 3)
+        assert len(keys) == 1 + in_hand
+        assert all(any(fresh.key) for fresh in keys)
+        with pytest.raises(UnavailableError):
+            order.serve(1)
+        got = await fetch(world, "B1", "A1", [UUID(int=fresh.number) for fresh in keys[-3:]])
+        assert [bytes(key.key.view()) for key in got] == [bytes(fresh.key) for fresh in keys[-3:]]
         await world.stop_all()
 
     run(story())

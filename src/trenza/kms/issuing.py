@@ -124,20 +124,31 @@ class Desk:
     def issue(self, reel: Reel, slots: Sequence[int], now: Nanoseconds) -> list[FreshKey]:
         """Make the keys whose first slots are these, which were taken for them, and note them.
 
+        A slot of which no key can be made, since a strand there is dead, is lost, and costs none of the others.
+
         Raises:
-            ValueError: the reel's segment is closed, or has a dead strand there; the slots are lost.
+            ValueError: there is no key at all: the reel's segment is closed, or every slot is such a one.
         """
         pair, plan, facts = self._pair, reel.plan, reel.facts(now)
         seal, first = reel.macs.seal, reel.packed + self._handle
         keys: list[FreshKey] = []
+        lost: dict[int, ValueError] = {}
         try:
             for slot in slots:
                 number = seal(first + slot * SLOT_STEP, pair.binding)
-                key = plan.key(slot, number.to_bytes(KEY_ID_BYTES, "big"), pair.parties)
-                keys.append(FreshKey(number, key, facts))
+                try:
+                    key = plan.key(slot, number.to_bytes(KEY_ID_BYTES, "big"), pair.parties)
+                except ValueError as error:
+                    lost[slot] = error
+                else:
+                    keys.append(FreshKey(number, key, facts))
         except BaseException:
             wipe_all(keys)
             raise
+        if lost:
+            if not keys:
+                raise lost[slots[0]]
+            slots = [slot for slot in slots if slot not in lost]
         self._journal.note(self._heading, reel.source, slots, now)
         return keys
 

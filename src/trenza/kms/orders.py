@@ -179,8 +179,13 @@ class Order:
         """Return `number` keys; fewer, or none, where the rest must go the long way. The caller wipes the keys."""
         now, elapsed = self._clock.now(), self._clock.elapsed()
         keys: list[FreshKey] = []
-        while len(keys) < number and (some := self._out_of_one_reel(number - len(keys), now, elapsed)):
-            keys += some
+        try:
+            while len(keys) < number and (some := self._out_of_one_reel(number - len(keys), now, elapsed)):
+                keys += some
+        except Exception:
+            if not keys:
+                raise
+            # these are noted as issued, and leave; on the long way the others hear what is wrong
         return keys
 
     def _out_of_one_reel(self, number: int, now: Nanoseconds, elapsed: Seconds) -> list[FreshKey]:

@@ -117,6 +117,11 @@ class KeyDoor:
                 for index, _ in asked:
                     answers[index] = answer_to(error)
                 continue
+            except Exception:  # noqa: BLE001 - a mistake of ours; the keys of the other orders are made, and leave
+                _LOG.exception("an order cannot be served")
+                for index, _ in asked:
+                    answers[index] = refusal(503, "key management entity error")
+                continue
             for (index, _), body in zip(asked, bodies, strict=False):
                 answers[index] = ok(body)
             waiting += asked[len(bodies) :]
