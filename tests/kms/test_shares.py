@@ -127,6 +127,17 @@ def test_a_pair_gets_its_burst_at_once_and_its_rate_in_the_long_run():
     assert given == 50
 
 
+def test_requests_that_come_together_get_no_more_than_one_after_the_other():
+    world = World(Policy("p", HYBRID, max_keys_per_second=2.0, burst=5))
+    pair, now = world.pair(), world.clock.elapsed()
+    assert not world.shares.grants(pair, KEY, now, times=6)
+    assert world.shares.grants(pair, KEY, now, times=4)
+    assert world.shares.grants(pair, KEY, now)
+    assert not world.shares.grants(pair, KEY, now)
+    world.clock.advance(2.5)
+    assert world.count(pair) == 5
+
+
 def test_a_refusal_says_when_to_come_again():
     world = World(Policy("p", HYBRID, max_keys_per_second=0.25))
     pair = world.pair()
@@ -317,6 +328,29 @@ def test_two_pairs_of_a_class_share_what_is_scarce():
     assert refused.value.retry_after is not None
     assert world.gets(other)
     assert world.ctx.counters["requests_beyond_share"] >= 1
+
+
+def test_of_what_is_scarce_requests_that_come_together_get_no_more_than_one_after_the_other():
+    world = World(Policy("p", HYBRID), Policy("q", HYBRID))
+    greedy, now = world.pair(1), world.clock.elapsed()
+    world.stock[True] = 500  # below the low-water mark
+    assert not world.shares.grants(greedy, KEY, now, times=10)
+    granted = sum(world.shares.grants(greedy, KEY, now) for _ in range(10))
+    assert granted == 1
+
+
+def test_of_a_quota_and_above_a_floor_requests_that_come_together_are_counted_each():
+    tenants = (TenantEntry(BANK, max_bits_per_day=4 * 256),)
+    world = World(Policy("p", HYBRID), Policy("rescue", HYBRID, priority=Priority.EMERGENCY), tenants=tenants)
+    world.stock[True] = 2_048 // 8 + 3
+    pair, now = world.pair(), world.clock.elapsed()
+    assert not world.shares.grants(pair, KEY, now, times=5), "more than the quota"
+    assert not world.shares.grants(pair, KEY, now, times=4), "less than the floor would be left"
+    assert world.shares.grants(pair, KEY, now, times=3)
+    assert not world.shares.grants(pair, KEY, now)
+    world.stock[True] = 10_000
+    world.clock.advance(1.0)
+    assert world.count(pair) == 1, "what was left of the quota"
 
 
 def test_several_requests_are_admitted_all_or_none():

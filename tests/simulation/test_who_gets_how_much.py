@@ -13,6 +13,7 @@ from tests.simulation.networks import network
 from trenza.app.scenario import Scenario
 from trenza.base.errors import LimitedError, NotEnoughKeyError
 from trenza.base.names import NodeId, SaeId, TenantId
+from trenza.core.delivery import IssueRequest
 from trenza.core.policy import Policy, Rule, TenantEntry
 from trenza.core.priority import Priority
 from trenza.kms.shares import SAVE_EVERY
@@ -106,6 +107,20 @@ def test_a_rate_holds_for_keys_from_slots_local_keys_and_keys_for_several_target
             await issue(world, "A1", "B1")
         await asyncio.sleep(20.0)
         await judged(world, ("A1", "B1"), ("A1", "B2"))
+
+    run(story())
+
+
+def test_a_rate_holds_for_requests_that_come_together() -> None:
+    async def story() -> None:
+        slow = Policy("slow", ("hybrid-catkdf",), max_keys_per_second=1.0, burst=5)
+        world = await started(scenario_of([ORDINARY, slow], {("A1", "B1"): "slow"}))
+        await issue(world, "A1", "B1")
+        await asyncio.sleep(10.0)
+        order = node_of(world, "A1").delivery.order(SaeId("A1"), IssueRequest(SaeId("B1"), tls_group="lab"))
+        assert order is not None
+        assert [len(order.serve(number)) for number in (16, 16)] == [5, 0]
+        await world.stop_all()
 
     run(story())
 

@@ -16,9 +16,9 @@ class TokenBucket:
     _spent: float = 0.0  # what is missing to a full bucket, at `_at`
     _at: float = 0.0
 
-    def allows(self, now: Seconds) -> bool:
-        """Tell whether at least one more may happen at `now`."""
-        return self.burst - self._owed(now) >= 1.0
+    def allows(self, now: Seconds, count: int = 1) -> bool:
+        """Tell whether at least `count` more may happen at `now`."""
+        return self.burst - self._owed(now) >= count
 
     def wait(self, now: Seconds) -> Seconds:
         """Return how long it is until one more may happen."""

@@ -74,7 +74,9 @@ class Lot:
 
     # --- drawing
 
-    def draw(self, who: Hashable, priority: int, slots: int, now: Seconds, tenant: TenantEntry) -> Verdict:
+    def draw(
+        self, who: Hashable, priority: int, slots: int, now: Seconds, tenant: TenantEntry, *, times: int = 1
+    ) -> Verdict:
         """Take `slots` out of the count for a pair, unless they are kept for others.
 
         Args:
@@ -83,13 +85,15 @@ class Lot:
             slots: of the whole request.
             now: on a clock that does not jump.
             tenant: of its initiator.
+            times: so many such requests are granted all or none, and only if one after the other they would be too.
         """
-        floor = self.floors[priority]
+        before = slots * (times - 1)
+        floor, slots = self.floors[priority], slots * times
         if floor and self.stock - slots < floor:
             return Verdict.KEPT
         if self.stock - slots < floor + self.low_water and self.rivals[priority] > 1:
             claim = self._claim(who, priority, now, tenant)
-            if claim.settle(now) < 1.0:
+            if claim.settle(now) < 1.0 + before:
                 return Verdict.BEYOND_SHARE
             claim.credit -= slots
         self.stock -= slots

@@ -198,6 +198,6 @@ class Order:
 
     def _granted(self, number: int, elapsed: Seconds) -> int:
         """Return how many keys, at most `number`, are the pair's share now: all, or one where all are too many."""
-        if number > 1 and self._shares.grants(self._pair, self._asked.times(number), elapsed):
+        if number > 1 and self._shares.grants(self._pair, self._asked, elapsed, times=number):
             return number
         return 1 if self._shares.grants(self._pair, self._asked, elapsed) else 0

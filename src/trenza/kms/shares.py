@@ -61,9 +61,6 @@ class Asked(NamedTuple):
     def of(number: int, size: Bits, *, full: bool | None = None, slots_per_key: int = 0) -> Asked:
         return Asked(number, number * size, full, number * slots_per_key)
 
-    def times(self, number: int) -> Asked:
-        return Asked(self.keys * number, self.bits * number, self.full, self.slots * number)
-
 
 @dataclass(slots=True)
 class _Usage:
@@ -103,15 +100,22 @@ class Shares:
 
     # --- asking
 
-    def grants(self, pair: Sharer, asked: Asked, now: Seconds) -> bool:
-        """Admit a request or do not, without a word: who then asks with `admit` hears why, and is counted."""
+    def grants(self, pair: Sharer, asked: Asked, now: Seconds, *, times: int = 1) -> bool:
+        """Admit a request or do not, without a word: who then asks with `admit` hears why, and is counted.
+
+        Args:
+            pair: as in `admit`.
+            asked: by one request.
+            now: on Clock.elapsed.
+            times: so many such requests at once are admitted all or none, and only if one after the other would be.
+        """
         terms = self._terms.get(pair) or self._take_in(pair)
-        if terms.metered and self._limit_of(terms, asked, now) is not None:
+        if terms.metered and self._limit_of(terms, asked, now, times) is not None:
             return False
-        if self._draw(pair, terms, asked, now) is not Verdict.GRANTED:
+        if self._draw(pair, terms, asked, now, times) is not Verdict.GRANTED:
             return False
         if terms.metered:
-            self._spend(terms, asked.keys, asked.bits, now)
+            self._spend(terms, asked.keys * times, asked.bits * times, now)
         return True
 
     def admit(self, pair: Sharer, asked: Asked, now: Seconds) -> None:
@@ -165,13 +169,13 @@ class Shares:
 
     # --- rates and quotas
 
-    def _limit_of(self, terms: _Terms, asked: Asked, now: Seconds) -> TokenBucket | _Usage | None:
-        """Return the rate or the quota that a request would exceed."""
+    def _limit_of(self, terms: _Terms, asked: Asked, now: Seconds, times: int = 1) -> TokenBucket | _Usage | None:
+        """Return the rate or the quota that a request, the last of so many, would exceed."""
         for bucket in terms.buckets:
-            if not bucket.allows(now):
+            if not bucket.allows(now, 1 + asked.keys * (times - 1)):
                 return bucket
         usage = terms.usage
-        if usage is not None and self._today(usage) + asked.bits > terms.tenant.max_bits_per_day:
+        if usage is not None and self._today(usage) + asked.bits * times > terms.tenant.max_bits_per_day:
             return usage
         return None
 
@@ -204,7 +208,7 @@ class Shares:
 
     # --- lots
 
-    def _draw(self, pair: Sharer, terms: _Terms, asked: Asked, now: Seconds) -> Verdict:
+    def _draw(self, pair: Sharer, terms: _Terms, asked: Asked, now: Seconds, times: int = 1) -> Verdict:
         full, lots = asked.full, terms.lots
         if full is None or lots is None:
             return Verdict.GRANTED
@@ -212,7 +216,7 @@ class Shares:
         if now >= lot.due:
             lot.look(self.stock_of(pair.target.node, full), now)
             lot.due = Seconds(now + LOOK_EVERY)
-        return lot.draw(terms.who, terms.priority, asked.slots, now, terms.tenant)
+        return lot.draw(terms.who, terms.priority, asked.slots, now, terms.tenant, times=times)
 
     def _refusal(self, verdict: Verdict, terms: _Terms, asked: Asked) -> NotEnoughKeyError:
         if verdict is Verdict.KEPT:
