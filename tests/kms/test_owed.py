@@ -1,13 +1,15 @@
-"""What an instance that died beside the lead had not recorded is named when the window goes."""
+"""What an instance that died beside the lead had not recorded is named: soon, or when the window goes."""
 
 from __future__ import annotations
 
 import asyncio
 
 import msgspec
+import pytest
 from tests.kms.fakes import make_context
 from tests.kms.pair_world import A, B, PairWorld, any_strands
 
+from trenza.base.errors import StoreUnavailableError
 from trenza.base.names import SaeId
 from trenza.base.units import Bits, Nanoseconds, Seconds
 from trenza.core.policy import Policy
@@ -15,6 +17,7 @@ from trenza.core.provenance import DoubtfulRecord
 from trenza.core.recipe import HYBRID_CATKDF
 from trenza.kms import rows
 from trenza.kms.journal import Heading, Journal, Source
+from trenza.kms.owed import Debts
 from trenza.kms.ports import Insert, Put, Table
 from trenza.wire.peer import Presence
 
@@ -145,5 +148,109 @@ def test_what_was_delivered_beside_the_lead_and_never_recorded_is_named_when_its
         assert world.doubts(a) == [("delivered", {2, 6})]
         assert not a.pair.held
         assert await a.pools.granting.grant(B, full=True, slots=1, accept=any_strands) == ()
+
+    run(story)
+
+
+# --- windows that stay, of an instance that is gone
+
+BOTH, LEAD_ALONE = frozenset({b"lead", b"beside"}), frozenset({b"lead"})
+
+
+async def debts_of(end) -> Debts:
+    """Return the debts of a lead that has had time to look for those from before it knew who lives."""
+    debts = Debts(end.ctx, end.pools._journal, given_up=end.pools.given_up)
+    debts.note_lives(BOTH)
+    for _ in range(2):
+        await debts.step()
+    return debts
+
+
+def test_what_an_instance_that_is_gone_issued_without_a_record_is_named_while_its_window_is_in_use() -> None:
+    async def story(world: World) -> None:
+        b = world.pair.b
+        debts = await debts_of(b)
+        await world.reserved_beside(5)
+        await world.record(b, "issued", range(2))  # of five keys; then it died
+        await debts.step()
+        await debts.step()
+        assert world.doubts(b) == []  # as far as is known it lives
+        debts.note_lives(LEAD_ALONE)
+        await debts.step()
+        assert [slot for _, slot in await b.issue(3)] == [5, 6, 7]  # the lead's own, not recorded yet
+        assert world.doubts(b) == []
+        await debts.step()
+        assert world.doubts(b) == [("issued", {2, 3, 4})]
+        assert list(b.pair.issuer)
+        debts.note_lives(LEAD_ALONE)
+        await debts.step()
+        await debts.step()
+        assert len(world.doubts(b)) == 1  # once
+
+    run(story)
+
+
+def test_what_an_instance_that_is_gone_delivered_without_a_record_is_named_while_its_window_is_open() -> None:
+    async def story(world: World) -> None:
+        a = world.pair.a
+        debts = await debts_of(a)
+        (held,) = a.pair.held.values()
+        marks = [Insert(Table.DELIVERED, rows.delivered_key(B, held.number, slot)) for slot in (1, 2, 6)]
+        await a.store.commit(list(marks))
+        await world.record(a, "delivered", range(1, 2))
+        debts.note_lives(LEAD_ALONE)
+        await debts.step()
+        await world.record(a, "delivered", range(6, 7), journal=a.pools._journal)  # who lives was about to
+        await debts.step()
+        assert world.doubts(a) == [("delivered", {2})]
+        assert held.closed is None
+
+    run(story)
+
+
+def test_what_an_instance_owes_that_went_before_the_lead_first_looked_is_named_too() -> None:
+    async def story(world: World) -> None:
+        b = world.pair.b
+        await world.reserved_beside(2)
+        debts = Debts(b.ctx, b.pools._journal, given_up=b.pools.given_up)
+        await debts.step()
+        await debts.step()
+        assert world.doubts(b) == []  # nobody has said who lives
+        debts.note_lives(LEAD_ALONE)
+        await debts.step()
+        await debts.step()
+        assert world.doubts(b) == [("issued", {0, 1})]
+
+    run(story)
+
+
+def test_what_could_not_be_named_is_named_when_the_store_takes_it() -> None:
+    async def story(world: World) -> None:
+        b = world.pair.b
+        debts = await debts_of(b)
+        await world.reserved_beside(2)
+        debts.note_lives(LEAD_ALONE)
+        await debts.step()
+        commit = b.store.commit
+
+        async def refused(_changes: object) -> None:
+            raise StoreUnavailableError("not now")
+
+        b.store.commit = refused  # type: ignore[method-assign, assignment]
+        with pytest.raises(StoreUnavailableError):
+            await debts.step()
+        b.store.commit = commit  # type: ignore[method-assign]
+        await debts.step()
+        assert world.doubts(b) == [("issued", {0, 1})]
+
+    run(story)
+
+
+def test_windows_that_no_other_instance_used_are_not_looked_into() -> None:
+    async def story(world: World) -> None:
+        b = world.pair.b
+        assert await b.issue(3)
+        assert await b.pools.given_up() == {A: []}
+        assert await world.pair.a.pools.given_up() == {B: []}
 
     run(story)

@@ -94,6 +94,7 @@ def test_the_lead_is_one_s_until_its_lease_ends_and_then_its_token_writes_nothin
         await asyncio.sleep(2.1)
         seen = await b.lease.look()
         assert (seen.is_free, seen.name, seen.instances) == (True, "a", ("a", "b"))
+        assert seen.lives == {a.lease.life, b.lease.life}
         await b.lead()
         assert b.lease.token > old == b.lease.succeeded
         with pytest.raises(FencedError):

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _RENEW_EVERY_S: Final = 0.5
 _AGAIN_S: Final = 0.1
+_LOOK_EVERY_S: Final = 2.0
 _AHEAD: Final = Seconds(3.0)
 """So many seconds of demand are taken into hand before the lead changes: until the new one has windows."""
 
@@ -177,15 +178,27 @@ class Instance:
     async def _while_leading(self, leading: Leading) -> None:
         """Return when another instance leads; raise what ended the stories."""
         life = leading.life if leading.life is not None else leading.start()
-        tidying = asyncio.get_running_loop().create_task(leading.tidy(), name="sealed boxes")
+        loop = asyncio.get_running_loop()
+        beside = [
+            loop.create_task(leading.tidy(), name="sealed boxes"),
+            loop.create_task(self._watch(leading.node), name="other instances"),
+        ]
         assert self._renewing is not None
         try:
             await asyncio.wait([life, self._renewing], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            tidying.cancel()
-            await asyncio.gather(tidying, return_exceptions=True)
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
         if life.done() and not life.cancelled():
             life.result()
+
+    async def _watch(self, node: Node) -> None:
+        """Tell the node which instances live, now and then: what one that is gone left unrecorded is to be named."""
+        while True:
+            with contextlib.suppress(StoreUnavailableError):
+                node.debts.note_lives((await self._lease.look()).lives)
+            await asyncio.sleep(_LOOK_EVERY_S)
 
     async def _renew(self) -> None:
         """Keep the lease; return when another instance has it."""

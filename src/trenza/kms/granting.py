@@ -17,6 +17,7 @@ from trenza.core.slot_set import SlotSet
 from trenza.core.window import HeldWindow
 from trenza.kms import rows
 from trenza.kms.context import Context
+from trenza.kms.owed import Going
 from trenza.kms.pairs import Pair, segment_row
 from trenza.kms.ports import Change, Delete, DeletePrefix, Insert, Put, Table
 from trenza.kms.stock import Accept, Segment
@@ -205,13 +206,27 @@ class Granting:
     async def note_deliveries(self, peer: NodeId) -> None:
         """Take in which slots of windows that are over other instances have delivered."""
         for window in [one for one in self._pair(peer).held.values() if one.closed is not None]:
-            prefix = rows.window_key(b"", peer, window.number)
-            found = await self._ctx.store.scan(Table.DELIVERED, prefix)
-            delivered = {int.from_bytes(key[len(prefix) :], "big") for key, _ in found}
+            delivered = await self._delivered(peer, window)
             window.shared = window.shared or not window.delivered >= delivered
             window.delivered |= delivered
             window.void -= window.delivered
             self._pair(peer).held.settle(window)
+
+    async def delivered_beside(self, peer: NodeId) -> list[Going]:
+        """Return what was delivered of windows, open ones too, of which other instances have delivered some."""
+        found: list[Going] = []
+        for window in list(self._pair(peer).held.values()):
+            delivered = await self._delivered(peer, window)
+            window.shared = window.shared or not window.delivered >= delivered
+            if window.shared:
+                found.append(Going("delivered", window.number, window.facts.record.segment, delivered))
+        return found
+
+    async def _delivered(self, peer: NodeId, window: HeldWindow) -> frozenset[int]:
+        """Return which slots of a window are durably marked as delivered, by whichever instance."""
+        prefix = rows.window_key(b"", peer, window.number)
+        found = await self._ctx.store.scan(Table.DELIVERED, prefix)
+        return frozenset(int.from_bytes(key[len(prefix) :], "big") for key, _ in found)
 
     def renew_incarnation(self, peer: NodeId) -> None:
         """The peer started anew: what it may have issued in its last life is closed now and expires in its time."""

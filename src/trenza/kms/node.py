@@ -40,6 +40,7 @@ from trenza.kms.issuing import Accept, Issuing
 from trenza.kms.journal import Journal
 from trenza.kms.levels import Levels
 from trenza.kms.notary import Notary
+from trenza.kms.owed import Debts
 from trenza.kms.pads import Pads
 from trenza.kms.pools import Pools
 from trenza.kms.ports import Anchor, Put, Table
@@ -141,6 +142,7 @@ class Node:
         )
         self.notary = Notary(ctx, journal=self.journal)
         self.reign = Reign(ctx, sessions=self.sessions, id_keys=self.id_keys, pools=self.pools, demand=self.demand)
+        self.debts = Debts(ctx, self.journal, given_up=self.pools.given_up)
         self.delivery.speaks_to_peers = leads
         self._looked_at_others = Seconds(0.0)
         self.clock_check = ClockCheck(ctx, partners=self.partners)
@@ -507,6 +509,7 @@ class Node:
         await self.waiting.refresh()
         for peer in self.pools.peers:
             await self.pools.granting.note_deliveries(peer)
+        await self.debts.step()
 
     async def _voids(self) -> bool:
         await self.wrapped.tell_voids()

@@ -1,14 +1,15 @@
-"""Records that another instance of this node owes when a window goes: it died before it wrote them.
+"""Records that another instance of this node owes: it died before it wrote them.
 
 Each instance writes behind what it issued and delivered. The rows of windows and of deliveries say what was given up,
-whoever did it; so before the leading instance lets go of a window that others used too, it looks whether the ledger
-has a record of all of it, and names as doubtful what is missing (docs/adr/0022-instances.md). Of one that lives and
-is merely slow, slots may be named that it records later, or never issued.
+whoever did it; so the leading instance looks whether the ledger has a record of all that others used of a window, and
+names as doubtful what is missing: before it lets go of the window, and when an instance is gone, since windows may
+stay for hours (docs/adr/0022-instances.md). Of one that lives and is merely slow, slots may be named that it records
+later, or never issued.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from trenza.base.names import NodeId
@@ -26,6 +27,62 @@ class Going(NamedTuple):
     window: int
     segment: bytes
     slots: frozenset[int]
+
+
+class Debts:
+    """What instances that are gone gave out without a record: looked for once after each has gone, by the lead."""
+
+    def __init__(
+        self,
+        ctx: Context,
+        journal: Journal,
+        *,
+        given_up: Callable[[], Awaitable[Mapping[NodeId, Sequence[Going]]]],
+    ) -> None:
+        """Owe nothing yet.
+
+        Args:
+            ctx: of the node.
+            journal: of this instance.
+            given_up: says what was issued and delivered by now, of windows that others use too.
+        """
+        self._ctx = ctx
+        self._journal = journal
+        self._given_up = given_up
+        self._lives: frozenset[bytes] | None = None
+        self._is_due = False
+        self._found: Mapping[NodeId, Sequence[Going]] | None = None
+
+    def note_lives(self, lives: frozenset[bytes]) -> None:
+        """Take in which instances live now, this one among them; some may have gone before the first time."""
+        self._is_due = self._is_due or self._lives is None or not self._lives <= lives
+        self._lives = lives
+
+    async def step(self) -> None:
+        """Find what was given up, or name what of that is still not recorded some seconds later.
+
+        In between, whoever lives has recorded what it was about to.
+
+        Raises:
+            StoreUnavailableError: not now; call again.
+        """
+        if self._found is not None:
+            await self._journal.flush()
+            entries = [
+                entry
+                for peer, going in self._found.items()
+                for entry in await owed(self._ctx, self._journal, peer, going)
+            ]
+            if entries:
+                await self._ctx.store.commit(entries)
+            self._found = None
+        elif self._is_due:
+            self._is_due = False
+            try:
+                self._found = await self._given_up()
+            except BaseException:
+                self._is_due = True
+                raise
 
 
 def issued_of(windows: Iterable[IssuerWindow]) -> list[Going]:

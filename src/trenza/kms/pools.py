@@ -521,6 +521,14 @@ class Pools:
                 window.beyond, window.shared = row.next, True
         return taken
 
+    async def given_up(self) -> dict[NodeId, list[Going]]:
+        """Return what was issued and delivered by now, by whichever instance, of windows that others use too."""
+        found: dict[NodeId, list[Going]] = {}
+        for peer, pair in list(self._pairs.items()):
+            issued = issued_of(pair.issuer)
+            found[peer] = [*issued, *await self.granting.delivered_beside(peer)]
+        return found
+
     @staticmethod
     def _issuer_row(peer: NodeId, window: IssuerWindow, mark: int) -> Put:
         """Return the change that gives up the slots of `window` below `mark`."""

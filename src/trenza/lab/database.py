@@ -298,9 +298,10 @@ class LabPostgres:
         led, now = self.schema.led, self.now()
         self.schema.seen[life] = name, now
         recent = sorted((one, at) for at, (one, when) in self.schema.seen.items() if when > now - _RECENTLY)
+        lives = frozenset(at for _, at in recent)
         remaining = 0.0 if led.holder is None else led.until - now
         names = tuple(one for one, _ in recent)
-        return Lead(led.token, led.reign, led.name, led.holder == life, Seconds(remaining), names)
+        return Lead(led.token, led.reign, led.name, led.holder == life, Seconds(remaining), names, lives)
 
     def acquire(self, life: bytes, name: str, ttl: float) -> tuple[int | None, int]:
         """Take the lead if it is free; return the token, if it was, and that of the lead before."""

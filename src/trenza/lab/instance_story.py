@@ -15,6 +15,9 @@ from trenza.lab.story import Story
 class InstanceStory(Story):
     """One seeded story over one scenario, every second node of which is two processes."""
 
+    recorded_within = 25.0
+    """A lead learns within twelve seconds that an instance is gone, and names what it left ten later."""
+
     def _begin(self, scenario: Scenario, seed: int, settings: Settings, chance: random.Random) -> None:
         world = InstancesWorld(scenario, seed=seed, settings=settings)
         self.world = world

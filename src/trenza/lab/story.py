@@ -31,9 +31,6 @@ from trenza.lab.world import World
 RECOVERY: Final = 60.0
 """Seconds after the healing within which every pair must issue and fetch again, in both directions."""
 
-_WRITTEN: Final = 1.0
-"""Seconds after which what is written behind must be in every ledger, while all is well."""
-
 _BATCH: Final = 5
 """Keys fetched together at most."""
 
@@ -66,6 +63,9 @@ class _Right:
 class Story:
     """One seeded story over one scenario."""
 
+    recorded_within = 1.0
+    """Seconds after which what is written behind must be in every ledger, while all is well."""
+
     def __init__(self, scenario: Scenario, *, seed: int, plan: Plan, settings: Settings = SMALL) -> None:
         self.plan = plan
         self._begin(scenario, seed, settings, random.Random(f"story {seed}"))  # noqa: S311 - it must repeat
@@ -95,7 +95,7 @@ class Story:
         lame = await self._recovered()
         self.troubles.note_recovered()
         await self._fetch_the_rest()
-        await asyncio.sleep(_WRITTEN)
+        await asyncio.sleep(self.recorded_within)
         counters = self._counters()
         await world.stop_all()
         return Outcome(world.history, [*lame, *self._judged()], counters, world.fired, world.clock.elapsed())

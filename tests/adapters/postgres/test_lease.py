@@ -80,6 +80,7 @@ async def test_one_instance_leads_and_the_others_see_who(memory, stack) -> None:
     assert (seen.token, seen.name, seen.is_mine, seen.is_free) == (a.lease.token, "a", False, False)
     assert 50 < seen.remaining <= 60
     assert seen.instances == ("a", "b")
+    assert seen.lives == {a.lease.life, b.lease.life}
     assert (await a.lease.look()).is_mine
 
 

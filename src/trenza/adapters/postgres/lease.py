@@ -54,7 +54,8 @@ UPDATE lead SET token = {_GROWN}, holder = NULL, name = NULL, until = NULL WHERE
 _LOOK = """
 SELECT token, reign, holder = $1 AS mine, name, extract(epoch FROM until - clock_timestamp())::float8 AS remaining,
        ARRAY(SELECT name FROM instance WHERE seen > clock_timestamp() - make_interval(secs => $2) ORDER BY name, life)
-       AS instances
+       AS instances,
+       ARRAY(SELECT life FROM instance WHERE seen > clock_timestamp() - make_interval(secs => $2)) AS lives
 FROM lead
 """
 _FORGET = "DELETE FROM instance WHERE seen < clock_timestamp() - make_interval(secs => $1)"
@@ -70,6 +71,7 @@ class Lead:
     is_mine: bool
     remaining: Seconds  # of its lease; not above 0 when it may be taken over
     instances: tuple[str, ...]  # seen in the last ten seconds
+    lives: frozenset[bytes] = frozenset()  # of these; a process that is started again is another
 
     @property
     def is_free(self) -> bool:
@@ -172,6 +174,7 @@ class Lease:
             is_mine=bool(row["mine"]),
             remaining=Seconds(row["remaining"] or 0.0),
             instances=tuple(row["instances"]),
+            lives=frozenset(row["lives"]),
         )
 
     async def close(self) -> None:
