@@ -21,6 +21,7 @@ from trenza.base.errors import (
 )
 from trenza.base.names import NodeId, SaeId
 from trenza.base.secret import Secret
+from trenza.base.units import Nanoseconds
 from trenza.core.delivery import DeliveredKey, KeyFacts
 from trenza.core.policy import Policy, SaeEntry, SignedBook
 from trenza.core.recipe import LOCAL
@@ -62,9 +63,11 @@ class World:
         )
         self.keys = WaitingKeys(self.ctx)
 
-    async def keep(self, number: int, *, initiator: SaeId = ONE, target: SaeId = OTHER, ready: bool = True) -> UUID:
-        """Place the key of that number, with its ID."""
-        now = self.clock.now()
+    async def keep(
+        self, number: int, *, initiator: SaeId = ONE, target: SaeId = OTHER, ready: bool = True, behind: int = 0
+    ) -> UUID:
+        """Place the key of that number, with its ID, drawn where the clock is so many seconds behind."""
+        now = Nanoseconds(self.clock.now() - behind * 1_000_000_000)
         facts = KeyFacts(LOCAL.name, (Origin.LOCAL,), None, "256-bit", 0, now, now + int(LIFETIME * 1e9))
         key_id = UUID(int=number)
         await self.keys.keep(initiator, target, key_id.bytes, Secret.of(BYTES), facts)
@@ -242,6 +245,58 @@ def test_a_key_whose_second_phase_never_comes_is_destroyed() -> None:
         await world.keep(1, ready=False)
         world.clock.advance(31.0)
         await world.keys.tidy()
+        assert world.is_empty()
+
+    told(story())
+
+
+def test_a_key_that_was_drawn_where_the_clock_is_behind_has_as_long_until_its_second_phase() -> None:
+    async def story() -> None:
+        world = World()
+        key_id = await world.keep(1, ready=False, behind=50)
+        beside = WaitingKeys(world.ctx)  # another instance of the node, and what it has read
+        await beside.refresh()
+        for keys in (world.keys, beside):
+            world.clock.advance(10.0)
+            await keys.tidy()
+            assert keys.holds(key_id, OTHER)
+        await world.keys.make_ready(key_id.bytes, [OTHER])
+        assert bytes((await world.deliver(key_id)).key.view()) == BYTES
+
+    told(story())
+
+
+def test_a_key_that_became_ready_while_its_row_was_read_is_ready() -> None:
+    async def story() -> None:
+        world = World()
+        key_id = await world.keep(1, ready=False)
+        scan = world.store.scan
+
+        async def meanwhile(table: Table, prefix: bytes = b"") -> list[tuple[bytes, bytes]]:
+            found = await scan(table, prefix)
+            await world.keys.make_ready(key_id.bytes, [OTHER])
+            return found
+
+        world.store.scan = meanwhile  # type: ignore[method-assign]
+        await world.keys.refresh()
+        world.keys.reserve(key_id, ONE, OTHER)
+
+    told(story())
+
+
+def test_a_key_that_is_read_while_it_is_placed_is_counted_once() -> None:
+    async def story() -> None:
+        world = World()
+
+        async def meanwhile(_changes: object) -> None:
+            world.store.on_commit = None
+            await world.keys.refresh()
+
+        world.store.on_commit = meanwhile
+        key_id = await world.keep(1)
+        assert world.keys.room(ONE, OTHER) == world.keys.most - 1
+        world.keys.reserve(key_id, ONE, OTHER)
+        await world.deliver(key_id)
         assert world.is_empty()
 
     told(story())

@@ -25,7 +25,7 @@ from trenza.base.errors import (
 )
 from trenza.base.names import NodeId, SaeId
 from trenza.base.secret import Secret
-from trenza.base.units import Nanoseconds, Seconds, nanoseconds
+from trenza.base.units import Nanoseconds, Seconds
 from trenza.core.delivery import DeliveredKey, KeyFacts
 from trenza.core.policy import Policy
 from trenza.core.provenance import FORMAT_VERSION, WrapRecord
@@ -35,7 +35,8 @@ from trenza.kms.context import Context
 from trenza.kms.ports import Append, Change, Delete, Exists, Insert, Put, Sealed, Table
 
 _UNCOMMITTED = Seconds(30.0)
-"""A key whose second phase does not come within this time is destroyed."""
+"""A key whose second phase does not come within this time is destroyed. Counted from when it was here: who drew it is
+mostly another machine, whose clock may be off."""
 
 _NODE_SHARE = 4
 """Another node may place as many keys here as this many pairs of SAEs."""
@@ -92,6 +93,7 @@ class _Waiting:
     sealed: Sealed
     facts: KeyFacts
     ready: bool
+    since: Seconds  # on Clock.elapsed: since when it is in hand here
     taken: bool = field(default=False)  # a delivery under way has reserved it
 
 
@@ -113,11 +115,13 @@ class WaitingKeys:
         row = rows.decode(value, rows.WrappedRow)
         initiator, target = SaeId(row.initiator), SaeId(row.target)
         if (known := self._find(key[:16], target)) is not None:
-            known.ready = row.ready
+            known.ready = known.ready or row.ready  # the row may have been read before it became so
             return
         facts = decode_facts(row.facts)
         node = self._node_of(initiator) if self._ctx.has_book else None
-        waiting = _Waiting(initiator, target, node, row.size, row.sealed.sealed, facts, row.ready)
+        waiting = _Waiting(
+            initiator, target, node, row.size, row.sealed.sealed, facts, row.ready, self._ctx.clock.elapsed()
+        )
         self._held.setdefault(key[:16], {})[target] = waiting
         self._count(initiator, target, node)
 
@@ -211,7 +215,8 @@ class WaitingKeys:
         self._count(initiator, target, node)
         try:
             sealed = await self._ctx.sealer.seal(key, associated=_associated(key_id, target))
-            waiting = _Waiting(initiator, target, node, len(key) * 8, sealed, facts, ready=False)
+            since = self._ctx.clock.elapsed()
+            waiting = _Waiting(initiator, target, node, len(key) * 8, sealed, facts, ready=False, since=since)
             try:
                 await self._ctx.store.commit([Insert(Table.WRAPPED, _row_key(key_id, target), _row(waiting))])
             except BaseException:
@@ -220,6 +225,11 @@ class WaitingKeys:
         except BaseException:
             self._uncount(initiator, target, node)
             raise
+        if (
+            self._find(key_id, target) is not None
+        ):  # read from the store meanwhile, and counted
+            self._uncount(initiator, target, node)
+            return
         self._held.setdefault(key_id, {})[target] = waiting
 
     async def make_ready(self, key_id: bytes, targets: Sequence[SaeId]) -> None:
@@ -329,11 +339,10 @@ class WaitingKeys:
 
     async def tidy(self) -> None:
         """Destroy expired keys, reserved or not, and those whose second phase never came."""
-        now = self._ctx.clock.now()
-        patience = nanoseconds(_UNCOMMITTED)
+        now, elapsed = self._ctx.clock.now(), self._ctx.clock.elapsed()
         for key_id, targets in list(self._held.items()):
             for target, waiting in list(targets.items()):
-                abandoned = not waiting.ready and waiting.facts.created + patience < now
+                abandoned = not waiting.ready and elapsed - waiting.since > _UNCOMMITTED
                 if waiting.facts.expires < now or abandoned:
                     await self._forget(key_id, target)
 
