@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 
 import pytest
 from msgspec.structs import replace
 from tests.kms.fakes import Fails, Fault
-from tests.kms.link_world import LinkNode, World
+from tests.kms.link_world import SMALL, LinkNode, World
 
 from trenza.base.errors import (
     NotEnoughKeyError,
@@ -449,6 +450,50 @@ def test_no_attempt_is_made_beyond_the_deadline():
         with pytest.raises(PeerUnavailableError):
             await carry(world)
         assert len(relays_sent(world)) == 1
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("late", [0.5, 1.0, 2.0])
+def test_what_the_receiver_must_know_first_takes_its_time_from_the_same_deadline(late):
+    async def story():
+        world = row()
+        await world.stock()
+        peers, relays = world["a"].ctx.peers, world["a"].relays
+        limit, given = world.settings.relay_timeout, []
+        deadline = world.clock.elapsed() + limit
+
+        class Watched:
+            async def call(self, peer, message, *, timeout):
+                given.append((world.clock.elapsed(), timeout))
+                return await peers.call(peer, message, timeout=timeout)
+
+        async def slow(_peer):
+            world.clock.advance(late * limit)
+
+        world["a"].ctx.peers, relays.before_sending = Watched(), slow
+        world["a"].ctx.sessions[NodeId("b")].lease_until = Seconds(1_000.0)
+        if late < 1.0:
+            await relays.carry(SEGMENT, ("a", "b"), 4)
+        else:
+            with pytest.raises(PeerUnavailableError) as failed:
+                await relays.carry(SEGMENT, ("a", "b"), 4)
+            assert not failed.value.sent
+        assert all(at + timeout <= deadline for at, timeout in given)
+        assert len(given) == (late < 1.0)
+
+    asyncio.run(story())
+
+
+def test_who_waits_for_a_receiver_to_know_waits_no_longer_than_its_deadline():
+    async def story():
+        world = World("ab", ["a-b"], dataclasses.replace(SMALL, relay_timeout=Seconds(0.01)))
+        await world.stock()
+        world["a"].relays.before_sending = lambda _peer: asyncio.get_running_loop().create_future()
+        with pytest.raises(PeerUnavailableError) as failed:
+            await world["a"].relays.carry(SEGMENT, ("a", "b"), 1)
+        assert not failed.value.sent
+        assert relays_sent(world) == []
 
     asyncio.run(story())
 

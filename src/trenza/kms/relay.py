@@ -323,13 +323,12 @@ class Relays:
         pause = _FIRST_PAUSE
         is_known = self.before_sending is None
         for attempt in range(1, _ATTEMPTS + 1):
-            remaining = deadline - ctx.clock.elapsed()
             try:
-                if self.before_sending is not None and not is_known:
-                    await self.before_sending(receiver)
+                if not is_known:
+                    await self._make_known(receiver, deadline)
                     is_known = True
                     self._refuse_without_lease(receiver)
-                timeout = Seconds(min(remaining, ctx.settings.call_timeout))
+                timeout = Seconds(min(deadline - ctx.clock.elapsed(), ctx.settings.call_timeout))
                 answer = await ctx.peers.call(receiver, message, timeout=timeout)
                 break
             except PeerUnavailableError:
@@ -341,6 +340,21 @@ class Relays:
             raise RemoteProtocolError(f"node {receiver} answers a relay with something else")
         check_hops(answer.hops, message.route, ctx.book)
         return answer
+
+    async def _make_known(self, receiver: NodeId, deadline: float) -> None:
+        """Return when `receiver` remembers how far this store has got.
+
+        Raises:
+            PeerUnavailableError: not in time; nothing was sent.
+        """
+        assert self.before_sending is not None
+        elapsed = self._ctx.clock.elapsed
+        with suppress(TimeoutError):
+            async with asyncio.timeout(deadline - elapsed()):
+                await self.before_sending(receiver)
+                if elapsed() < deadline:
+                    return
+        raise PeerUnavailableError(f"node {receiver} did not remember in time how far this node is", sent=False)
 
     def _claim(self, end: LinkEnd, pad: tuple[PadRange, ...], key: PadRange) -> _Taken:
         """Take the units that the link's other end names, if all can be; it is told of blocks not held here."""
