@@ -225,9 +225,7 @@ class WaitingKeys:
         except BaseException:
             self._uncount(initiator, target, node)
             raise
-        if (
-            self._find(key_id, target) is not None
-        ):  # read from the store meanwhile, and counted
+        if self._find(key_id, target) is not None:  # read from the store meanwhile, and counted
             self._uncount(initiator, target, node)
             return
         self._held.setdefault(key_id, {})[target] = waiting
