@@ -258,7 +258,7 @@ def test_a_session_that_is_in_the_making_does_not_go_on_into_a_new_life(name, tu
         opening = asyncio.create_task(leader.sessions.open(B))
         for _ in range(turns):
             await asyncio.sleep(0.001)
-        await node.sessions.start_new_life(after=later_life(world, name))
+        await node.life.begin_anew(after=later_life(world, name))
         with contextlib.suppress(TrenzaError):
             await opening
         for session in node.ctx.sessions.values():
@@ -272,7 +272,7 @@ def test_a_later_life_that_several_peers_tell_of_at_once_ends_this_one_once() ->
     async def story() -> None:
         world = await started()
         node, after = world.node(A), later_life(world, A)
-        await asyncio.gather(*(node.sessions.start_new_life(after=after) for _ in range(3)))
+        await asyncio.gather(*(node.life.begin_anew(after=after) for _ in range(3)))
         assert node.ctx.presence.epoch == 2
         assert node.ctx.counters["lives_superseded"] == 1
         await judged(world)
@@ -425,17 +425,17 @@ def test_of_what_a_peer_says_late_or_twice_the_furthest_counts() -> None:
     async def story() -> None:
         world = await started()
         node, other = world.node(A), world.node(B)
-        near = other.sessions._life_now()
+        near = other.life.now()
         await issued(world, 2)
         await fetched(world, await issued(world, 2))
-        far = other.sessions._life_now()
+        far = other.life.now()
         assert far.reached > near.reached
         session = node.ctx.session(B).id
         for life in (far, near, far):
             assert isinstance(await node.handle(B, Reached(session, life)), Done)
         await world.crash(A)
         await world.start(A)
-        known = world.node("A").sessions._known[B]
+        known = world.node("A").met.life_of(B)
         assert known.reached >= far.reached
         await judged(world)
 

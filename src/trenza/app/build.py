@@ -213,7 +213,7 @@ class RunningNode:
         self._follow_limits(new)
         ctx = self.node.ctx
         ctx.signer, ctx.settings, self.config = signer, new.kms_settings(), new
-        self.node.sessions.sign_life()
+        self.node.life.sign()
         changed = ["certificates loaded"]
         leading.peers.reconnect()
         leading.server.renew()

@@ -183,6 +183,12 @@ class Context:
             raise UnavailableError(f"node {peer} speaks of a session that has ended")
         return session
 
+    def end_session(self, peer: NodeId) -> None:
+        """End the session with `peer`, if there is one, and wipe its key."""
+        session = self.sessions.pop(peer, None)
+        if session is not None:
+            session.verify_key.wipe()
+
     def leads(self, peer: NodeId) -> bool:
         """Tell whether this node leads the pair: begins exchanges and fills (the smaller name does)."""
         return self.name < peer

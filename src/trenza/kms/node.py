@@ -39,11 +39,14 @@ from trenza.kms.ingest import Ingest
 from trenza.kms.issuing import Accept, Issuing
 from trenza.kms.journal import Journal
 from trenza.kms.levels import Levels
+from trenza.kms.met import Met
 from trenza.kms.notary import Notary
 from trenza.kms.owed import Debts
+from trenza.kms.own_life import OwnLife
 from trenza.kms.pads import Pads
 from trenza.kms.pools import Pools
 from trenza.kms.ports import Anchor, Put, Table
+from trenza.kms.reach import Reach
 from trenza.kms.reign import PUBLISH_EVERY, Reign
 from trenza.kms.relay import Relays
 from trenza.kms.retention import Retention
@@ -108,13 +111,17 @@ class Node:
         self.pools = Pools(ctx, journal=self.journal)
         self.exchanges = Exchanges(ctx)
         self.id_keys = IdKeyRing(ctx)
+        self.life = OwnLife(ctx, anchor=anchor)
+        self.met = Met(ctx)
+        self.reach = Reach(ctx, life=self.life, met=self.met)
         self.sessions = Sessions(
             ctx,
+            life=self.life,
+            met=self.met,
             exchanges=self.exchanges,
             id_keys=self.id_keys,
             pools=self.pools,
             ingest=self.ingest,
-            anchor=anchor,
         )
         self.demand = Demand(ctx, pools=self.pools)
         self.cedes = Cedes(ctx, pools=self.pools, demand=self.demand)
@@ -141,7 +148,9 @@ class Node:
             shares=self.shares,
         )
         self.notary = Notary(ctx, journal=self.journal)
-        self.reign = Reign(ctx, sessions=self.sessions, id_keys=self.id_keys, pools=self.pools, demand=self.demand)
+        self.reign = Reign(
+            ctx, life=self.life, met=self.met, id_keys=self.id_keys, pools=self.pools, demand=self.demand
+        )
         self.debts = Debts(ctx, self.journal, given_up=self.pools.given_up)
         self.delivery.speaks_to_peers = leads
         self._looked_at_others = Seconds(0.0)
@@ -152,11 +161,11 @@ class Node:
             ctx, id_keys=self.id_keys, slots=self.slots, journal=self.journal, retention=self.retention
         )
         self.exposures = Exposures(ctx, journal=self.journal)
-        self.sessions.on_new_life = self._drop_all
-        self.relays.before_sending = self.sessions.tell_reached
-        self.delivery.vouches = self.sessions.vouches  # beside a lead, what that one says counts
-        self.delivery.on_delivered = self.sessions.owe
-        self.cedes.on_reached = self.sessions.note_reached
+        self.life.on_new = self._drop_all
+        self.relays.before_sending = self.reach.tell
+        self.delivery.vouches = self.met.vouches  # beside a lead, what that one says counts
+        self.delivery.on_delivered = self.reach.owe
+        self.cedes.on_reached = self.reach.note
         self.issuing.on_low = self._restock
         self.issuing.on_short = self._refill
         self.issuing.ask_window = self._ask_window
@@ -174,7 +183,8 @@ class Node:
 
     async def start(self, signed: SignedBook | None = None) -> None:
         """Load what the store holds, and forget all strands if it cannot be proved whole."""
-        whole = await self.sessions.begin_life()
+        whole = await self.life.begin()
+        await self.met.load()
         await self.load_book(signed)
         await self.exchanges.load()
         await self.id_keys.load()
@@ -195,7 +205,7 @@ class Node:
         if not whole:
             self.ctx.counters["starts_from_a_copy"] += 1
             await self._drop_all()
-            await self.sessions.note_dropped()
+            await self.life.note_dropped()
         self._started = True
 
     async def _drop_all(self) -> None:
@@ -205,6 +215,7 @@ class Node:
         await self.waiting.drop_all()
         await self.id_keys.retire_all()
         await self.exchanges.forget_all()
+        self.reach.forget()
 
     async def run(self) -> None:
         """Run this node's tasks until cancelled; then tell the peers that it leaves."""
@@ -403,7 +414,7 @@ class Node:
 
     async def _tell(self, peer: NodeId) -> bool:
         """Let `peer` remember how far this node is, soon after keys that it issued were delivered."""
-        await self.sessions.tell_if_owed(peer)
+        await self.reach.tell_if_owed(peer)
         return False
 
     async def _fetch_book(self, peer: NodeId) -> None:
@@ -442,7 +453,7 @@ class Node:
         answer = await ctx.peers.call(peer, request, timeout=ctx.settings.call_timeout)
         if not isinstance(answer, WindowAnswer):
             raise RemoteProtocolError(f"node {peer} answered a window request with {type(answer).__name__}")
-        await self.sessions.note_reached(peer, answer.reached)
+        await self.reach.note(peer, answer.reached)
         if not answer.grants:
             await self.pools.write_off_ungrantable(peer, full=kind.full, accept=accept)
         for segment in dict.fromkeys(await self.pools.accept(peer, answer.grants)):
@@ -563,7 +574,7 @@ class Node:
                     self.kick("beat", peer)  # the peer has the session too, and will answer with a lease
                 return answer
             case Reached():
-                return await self.sessions.handle_reached(peer, message)
+                return await self.reach.handle(peer, message)
             case WindowRequest() | Cede() | SegmentOffer() | WrapOffer() if peer not in self.partners():
                 raise UnauthorisedError("the policy book lets no pair of these two nodes share keys")
             case WindowRequest():
@@ -601,7 +612,7 @@ class Node:
                 self.kick("lead", peer)
                 return answer
             case Cede():
-                return self.sessions.with_reach(await self.cedes.handle(peer, message))
+                return self.reach.with_reach(await self.cedes.handle(peer, message))
             case Leave():
                 await self.cedes.take_back(peer, message)
                 self.sessions.note_leave(peer)
@@ -619,7 +630,7 @@ class Node:
         kind = StrandKind(request.full, request.max_hops, frozenset(map(NodeId, request.relays)), 0)
         accept = kind.acceptance(oldest=Nanoseconds(request.oldest))
         grants = await self.pools.granting.grant(peer, full=kind.full, slots=wanted, accept=accept)
-        return self.sessions.with_reach(WindowAnswer(grants))
+        return self.reach.with_reach(WindowAnswer(grants))
 
     def _book_for(self, request: BookRequest) -> BookAnswer:
         signed = self.ctx.signed_book

@@ -15,9 +15,10 @@ from trenza.kms import rows
 from trenza.kms.context import Context
 from trenza.kms.demand import Demand
 from trenza.kms.id_keys import IdKeyRing
+from trenza.kms.met import Met
+from trenza.kms.own_life import OwnLife
 from trenza.kms.pools import Pools
 from trenza.kms.ports import Change, Delete, Put, SharedStore, Table
-from trenza.kms.sessions import Sessions
 from trenza.wire.peer import Presence
 
 REIGN = b"reign"
@@ -56,9 +57,12 @@ def lease_key(peer: NodeId) -> bytes:
 class Reign:
     """The lead's side."""
 
-    def __init__(self, ctx: Context, *, sessions: Sessions, id_keys: IdKeyRing, pools: Pools, demand: Demand) -> None:
+    def __init__(
+        self, ctx: Context, *, life: OwnLife, met: Met, id_keys: IdKeyRing, pools: Pools, demand: Demand
+    ) -> None:
         self._ctx = ctx
-        self._sessions = sessions
+        self._life = life
+        self._met = met
         self._id_keys = id_keys
         self._pools = pools
         self._demand = demand
@@ -78,11 +82,11 @@ class Reign:
         reign = ReignRow(
             shared.token,
             self._count,
-            self._sessions.store_name,
+            self._life.store_name,
             life.epoch,
             life.incarnation,
             ctx.book.version if ctx.has_book else 0,
-            self._sessions.vouching,
+            self._met.vouching,
         )
         changes: list[Change] = [Put(Table.META, REIGN, rows.encode(reign))]
         told = self._told

@@ -3,7 +3,7 @@
 What an anchor beside the process remembers of a store in PostgreSQL is where its counter was, on which history of
 which cluster, and under which lead. After an asynchronous failover, a restore or a recovery to a point in time the
 history is another; after a restore of the server's files the counter is smaller. Then nothing is recalled, or less
-than is there, and the node begins a new epoch (kms.sessions).
+than is there, and the node begins a new epoch (kms.own_life).
 
 An instance vouches only for what it has seen. One that serves beside the lead notes what it sees, so that it can
 vouch for the memory when it takes the lead itself; one that was away while the last lead led begins a new epoch.
