@@ -551,3 +551,32 @@ def test_who_has_gone_before_all_are_answered_together_costs_the_others_nothing(
                 await client.hang_up()
 
     run(story())
+
+
+@pytest.mark.parametrize("row", [1, 2])
+def test_whose_connection_was_cut_a_moment_ago_is_not_answered_into_the_void(run, pki, dial, row):
+    async def story():
+        asked = []
+
+        def handler(request):
+            asked.append(request.path)
+            return echo(request)
+
+        async with serving(pki, handler) as (server, port):
+            server.together, server.serving = lambda requests: [handler(one) for one in requests], Company(server, 3)
+            clients = [await dial(port, pki.identity("sur")) for _ in range(row)]
+            for number, client in enumerate(clients):
+                client.say(b"GET /%d HTTP/1.1\r\nHost: h\r\n\r\n" % number)
+            while len(server.serving.due) < row:
+                server.serving.has_some.clear()
+                await server.serving.has_some.wait()
+            cut = next(one for one in server.serving.due if one._waiting[0][0].path == b"/0")
+            cut.abort()
+            server._serve(server.serving.due)
+            for number, client in enumerate(clients[1:], 1):
+                assert (await client.hear(b"\r\n\r\n/%d" % number)).startswith(OK)
+            for client in clients:
+                await client.hang_up()
+        assert asked == [b"/1"][: row - 1]
+
+    run(story())

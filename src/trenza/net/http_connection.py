@@ -274,6 +274,8 @@ class HttpConnection(asyncio.Protocol):
             return None
         if self._writing_paused or self._said_all or self._resting:
             return None
+        if self._transport is None or self._transport.is_closing():
+            return None  # nobody would hear the answer
         self._taken = True
         request, self._keep_alive = self._waiting.popleft()
         self._waiting_bytes -= len(request.body)
