@@ -234,6 +234,28 @@ def test_keys_of_an_initiator_that_moves_are_fetched_as_ever() -> None:
     run(story())
 
 
+def test_keys_of_an_initiator_that_moved_do_not_wait_for_the_node_that_never_issued_them() -> None:
+    async def story() -> None:
+        world, b = await started(MOVES), NodeId("B")
+        old = await issue(world, "A1", "B1", number=2)
+        await _install(world, 2, _with_saes_at(MOVES, A1="C"))
+        await world.crash(NodeId("C"))
+        copy, anchor = world.machines[b].copy(), world.machines[b].anchor.recall()
+        await world.crash(b)
+        world.restore_whole(b, copy, anchor)  # with all it knew, at another place
+        await world.start(b)
+        with pytest.raises(UnavailableError, match="has not met node"):
+            await fetch(world, "B1", "A1", [old[0].key_id])
+        await asyncio.sleep(8.0)
+        (key,) = await fetch(world, "B1", "A1", [old[0].key_id])
+        assert key.key == old[0].key
+        with pytest.raises(UnavailableError, match="has not met node C"):  # it may have issued what A did not
+            await fetch(world, "B1", "A1", [uuid4()])
+        await world.stop_all()
+
+    run(story())
+
+
 def test_an_sae_that_moved_and_lost_its_rule_gets_nothing_where_it_was() -> None:
     async def story() -> None:
         world = await started(MOVES)

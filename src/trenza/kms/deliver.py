@@ -401,22 +401,27 @@ class Delivery:
     def _find_in(
         self, pairs: Sequence[Pair], caller: SaeId, key_ids: Sequence[UUID]
     ) -> tuple[Pair, list[Found], list[UUID]]:
-        """Reserve every key as of one and the same of these pairs; what the first says is the refusal."""
+        """Reserve every key as of one and the same of these pairs.
+
+        What the first says is the refusal, unless the keys may be of a node that must be met before.
+        """
         refusal: TrenzaError | None = None
         for pair in pairs:
-            self._refuse_unless_vouched(pair.initiator.node)
             try:
+                self._refuse_unless_vouched(pair.initiator.node)
                 found, waiting = self._find_all(pair, caller, key_ids)
-            except (UnauthorisedError, UnknownKeyError) as error:
-                refusal = refusal or error
+            except (UnauthorisedError, UnknownKeyError, UnavailableError) as error:
+                if refusal is None or (isinstance(refusal, UnknownKeyError) and isinstance(error, UnavailableError)):
+                    refusal = error
             else:
                 return pair, found, waiting
         assert refusal is not None
+        if isinstance(refusal, UnavailableError):
+            self._ctx.counters["fetches_before_meeting"] += 1
         raise refusal
 
     def _refuse_unless_vouched(self, peer: NodeId) -> None:
         if peer != self._ctx.name and not self.vouches(peer):
-            self._ctx.counters["fetches_before_meeting"] += 1
             raise UnavailableError(f"this node was started at another place and has not met node {peer} since")
 
     def _find_all(self, pair: Pair, caller: SaeId, key_ids: Sequence[UUID]) -> tuple[list[Found], list[UUID]]:
