@@ -321,6 +321,32 @@ def test_a_request_that_comes_while_a_node_stops_begins_nothing_in_the_backgroun
     run(story())
 
 
+def test_a_new_life_that_was_begun_is_finished_though_whoever_heard_of_it_waits_no_longer() -> None:
+    async def story() -> None:
+        world = await started()
+        node, going_on = world.node("A"), asyncio.Event()
+        drop, old = node.life.on_new, node.ctx.presence
+        assert drop is not None
+
+        async def slowly() -> None:
+            going_on.set()
+            await asyncio.sleep(1.0)
+            await drop()
+
+        node.life.on_new = slowly
+        later = node.life._signed(msgspec.structs.replace(old, epoch=old.epoch + 1))
+        hearing = asyncio.create_task(node.life.begin_anew(after=later))
+        await going_on.wait()
+        hearing.cancel()
+        await asyncio.wait([hearing])
+        assert node.life.is_past(old), "no session of it is made any more"
+        await asyncio.sleep(2.0)
+        assert node.ctx.presence.epoch > later.epoch
+        await judged(world)
+
+    run(story())
+
+
 # --- counters: a copy that brought its anchor along
 
 

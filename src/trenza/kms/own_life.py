@@ -114,7 +114,7 @@ class OwnLife:
         """Drop every strand and come back in an epoch after `after`: another copy of this node was seen.
 
         Several peers may tell of it at once, and sessions may be in the making: one of them begins the new life, and
-        no session of the old one goes on into it.
+        no session of the old one goes on into it. Once begun it is finished, though nobody waits for it any more.
 
         Raises:
             RemoteProtocolError: it is this very life, or an earlier one.
@@ -126,6 +126,9 @@ class OwnLife:
         if not self._ctx.signer.recognises(life_message(self._ctx.name, after), after.signature):
             self._ctx.counters["lives_unproved"] += 1
             raise AuthenticationError("a peer speaks of a later life of this node that this node did not sign")
+        await asyncio.shield(self._begin_once(after))
+
+    async def _begin_once(self, after: Presence) -> None:
         async with self._dying:
             if is_later(after, self._ctx.presence):  # else it was begun while this story waited
                 await self._begin_anew(after)
