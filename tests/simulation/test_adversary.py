@@ -102,7 +102,7 @@ class Adversary:
     def dump(self, node: Node, *roots: object) -> None:
         """Take everything of 16 bytes and more that the relay's process holds in memory, frames of its tasks too."""
         seen: set[int] = set()
-        waiting = [node, *(task.get_coro() for task in node._tasks.values()), *roots]
+        waiting = [node, *(task.get_coro() for task in node.tasks._tasks.values()), *roots]
         while waiting:
             one = waiting.pop()
             if id(one) in seen or leaves_the_process(one):

@@ -78,7 +78,7 @@ def test_answers_lost_again_and_again_leave_the_roots_in_step(kind) -> None:
             end_session(world)
         for _ in range(60):
             await asyncio.sleep(1.0)
-            world.node(A).kick("lead", "B")
+            world.node(A).tasks.kick("lead", "B")
             if A in world.node(B).ctx.sessions and B in world.node(A).ctx.sessions:
                 keys = await _issued(world)
                 await _fetched(world, keys)
@@ -334,9 +334,9 @@ def test_a_peer_that_begins_session_after_session_is_put_off(flapping) -> None:
         for _ in range(100):
             world.node(flapping).sessions.end(other)
             if flapping == A:
-                world.node(A).kick("lead", "B")
+                world.node(A).tasks.kick("lead", "B")
             else:
-                world.node(B).kick("beat", "A")
+                world.node(B).tasks.kick("beat", "A")
             await asyncio.sleep(0.5)
         assert world.node(other).ctx.counters["sessions_opened"] - before <= 10 + 50 / 5 + 1
         assert counted(world, "sessions_put_off") > 0

@@ -7,7 +7,7 @@ counted; anything that is not a TrenzaError ends the node, which is then restart
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from functools import partial
 from uuid import UUID
 
@@ -53,6 +53,7 @@ from trenza.kms.retention import Retention
 from trenza.kms.sessions import Sessions
 from trenza.kms.shares import Shares
 from trenza.kms.slots import Slots
+from trenza.kms.tasks import Recurring, Tasks
 from trenza.kms.waiting import WaitingKeys
 from trenza.kms.wrap import Wrapped
 from trenza.wire.peer import (
@@ -85,9 +86,6 @@ _OTHERS_EVERY = Seconds(5.0)
 _WINDOWS_AT_ONCE = 4_096
 """Slots asked for by one message ahead of need, so that a request that lacks one need not wait for all of them."""
 
-_SOON = Seconds(0.05)
-"""The shortest pause between two turns of a task that was woken early."""
-
 
 class Node:
     """One KMS (a KME in ETSI words)."""
@@ -103,6 +101,7 @@ class Node:
         self.ctx = ctx
         self.leads = leads
         self.says_farewell = True  # not where another instance goes on
+        self.tasks = Tasks(ctx.counters)
         self.pads = Pads(ctx)
         self.ingest = Ingest(ctx, self.pads)
         self.relays = Relays(ctx, self.pads)
@@ -170,11 +169,7 @@ class Node:
         self.issuing.on_short = self._refill
         self.issuing.ask_window = self._ask_window
         self.issuing.cede = self.cedes.step
-        self.wrapped.on_void = lambda: self.kick("voids")
-        self.troubles: dict[str, str] = {}  # what each task last failed with, for people
-        self._tasks: dict[Hashable, asyncio.Task[None]] = {}
-        self._kicks: dict[Hashable, asyncio.Event] = {}
-        self._group: asyncio.TaskGroup | None = None
+        self.wrapped.on_void = lambda: self.tasks.kick("voids")
         self._installing = asyncio.Lock()
         self._filled: frozenset[NodeId] = frozenset()  # those of the peers whose pools are filled
         self._started = False
@@ -221,17 +216,13 @@ class Node:
         """Run this node's tasks until cancelled; then tell the peers that it leaves."""
         assert self._started, "start() comes first"
         try:
-            async with asyncio.TaskGroup() as group:
-                self._group = group
-                group.create_task(self.journal.run(), name="journal")
-                self._reconcile()
-                try:
-                    await asyncio.Event().wait()
-                finally:
-                    self._group = None  # requests that still come begin nothing in a group that ends
+            await self.tasks.run(self._begin)
         finally:
-            self._tasks.clear()
             await self.leave()
+
+    def _begin(self) -> None:
+        self.tasks.start("journal", self.journal.run())
+        self._reconcile()
 
     async def leave(self) -> None:
         """Hand back to every peer with a session what was not issued, say farewell, and sign a last checkpoint."""
@@ -307,6 +298,11 @@ class Node:
         self._reconcile()
         return book.version
 
+    @property
+    def troubles(self) -> dict[str, str]:
+        """What each task last failed with, for people."""
+        return self.tasks.troubles
+
     def partners(self) -> list[NodeId]:
         """Return the nodes with which this one shares pools: those of its SAEs' partners."""
         return list(self.ctx.book.partners_of(self.ctx.name)) if self.ctx.has_book else []
@@ -323,78 +319,40 @@ class Node:
 
     def _reconcile(self) -> None:
         """Start the tasks that the book and the configuration ask for, and stop the others."""
-        if self._group is None:
+        if not self.tasks.are_running:
             return
         partners, links = self.partners(), sorted(self.ctx.links)
         peers = sorted({*partners, *self.neighbours()})
         self._filled = frozenset(partners)
-        wanted: dict[Hashable, tuple[Seconds, Callable[[], Awaitable[bool]]]] = {}
+        wanted: dict[Hashable, Recurring] = {}
         settings = self.ctx.settings
         for peer in peers:
-            wanted["beat", peer] = (settings.beat_interval, partial(self._beat, peer))
-            wanted["tell", peer] = (Seconds(settings.beat_interval / 4), partial(self._tell, peer))
+            wanted["beat", peer] = Recurring(settings.beat_interval, partial(self._beat, peer))
+            wanted["tell", peer] = Recurring(Seconds(settings.beat_interval / 4), partial(self._tell, peer))
             if peer in partners:
-                wanted["windows", peer] = (settings.beat_interval, partial(self._windows, peer))
+                wanted["windows", peer] = Recurring(settings.beat_interval, partial(self._windows, peer))
             if self.ctx.leads(peer):
-                wanted["lead", peer] = (settings.fill_interval, partial(self._lead, peer))
+                wanted["lead", peer] = Recurring(settings.fill_interval, partial(self._lead, peer))
         for link in links:
-            wanted["ingest", link] = (settings.ingest_interval, partial(self._ingest, link))
-        wanted["levels",] = (settings.levels_interval, self._levels)
+            wanted["ingest", link] = Recurring(settings.ingest_interval, partial(self._ingest, link))
+        wanted["levels",] = Recurring(settings.levels_interval, self._levels)
         if self.ctx.shared is not None:
-            wanted["reign",] = (PUBLISH_EVERY, self._publish)
-        wanted["voids",] = (settings.beat_interval, self._voids)
-        wanted["upkeep",] = (settings.beat_interval, self._upkeep)
-        wanted["retention",] = (settings.retention_interval, self.retention.step)
-        for key in [key for key in self._tasks if key not in wanted]:
-            task = self._tasks.pop(key)
-            task.cancel()
-            self._kicks.pop(key, None)
-            self.troubles.pop(task.get_name(), None)
-        for key, (interval, step) in wanted.items():
-            if key not in self._tasks:
-                kick = self._kicks[key] = asyncio.Event()
-                name = " ".join(str(part) for part in key) if isinstance(key, tuple) else str(key)
-                self._tasks[key] = self._group.create_task(self._turns(name, interval, kick, step), name=name)
+            wanted["reign",] = Recurring(PUBLISH_EVERY, self._publish)
+        wanted["voids",] = Recurring(settings.beat_interval, self._voids)
+        wanted["upkeep",] = Recurring(settings.beat_interval, self._upkeep)
+        wanted["retention",] = Recurring(settings.retention_interval, self.retention.step)
+        self.tasks.follow(wanted)
 
     def reload_links(self) -> None:
         """Follow a change of this node's links or peers."""
         self._reconcile()
-
-    async def _turns(
-        self, name: str, interval: Seconds, kick: asyncio.Event, step: Callable[[], Awaitable[bool]]
-    ) -> None:
-        """Run `step` again and again: at once while it has more to do, else at intervals or when kicked."""
-        while True:
-            more = False
-            try:
-                more = await step()
-                self.troubles.pop(name, None)
-            except TrenzaError as error:
-                self.troubles[name] = error.message
-                self.ctx.counters[f"failed_{name.partition(' ')[0]}_turns"] += 1
-            if more:
-                await asyncio.sleep(0)
-                continue
-            try:
-                async with asyncio.timeout(interval):
-                    await kick.wait()
-                await asyncio.sleep(_SOON)
-            except TimeoutError:
-                pass
-            kick.clear()
-
-    def kick(self, *key: str) -> None:
-        """Wake a task before its time."""
-        event = self._kicks.get(key)
-        if event is not None:
-            event.set()
 
     async def _beat(self, peer: NodeId) -> bool:
         """Keep a session with `peer` alive, and windows to issue from."""
         ctx = self.ctx
         if peer not in ctx.sessions:
             if ctx.leads(peer):
-                self.kick("lead", peer)
+                self.tasks.kick("lead", peer)
             else:
                 await self.sessions.knock(peer)
             return False
@@ -467,8 +425,8 @@ class Node:
         ctx = self.ctx
         if peer not in ctx.sessions or self.sessions.is_old(peer):
             await self.sessions.open(peer)
-            self.kick("beat", peer)
-            self.kick("levels")
+            self.tasks.kick("beat", peer)
+            self.tasks.kick("levels")
             return True
         if peer not in self._filled:
             return False
@@ -486,7 +444,7 @@ class Node:
             if peer not in ctx.sessions:
                 return False
         if filled:
-            self.kick("beat", peer)
+            self.tasks.kick("beat", peer)
         return filled
 
     async def _ingest(self, link: LinkId) -> bool:
@@ -494,7 +452,7 @@ class Node:
             return False
         added = await self.ingest.step(link)
         if added:
-            self.kick("levels")
+            self.tasks.kick("levels")
         return added
 
     async def _levels(self) -> bool:
@@ -538,16 +496,16 @@ class Node:
         return False
 
     def _restock(self, peer: NodeId) -> None:
-        self.kick("windows", peer)
+        self.tasks.kick("windows", peer)
         if self.demand.is_low(peer):
-            self.kick("beat", peer)
-            self.kick("lead", peer)
+            self.tasks.kick("beat", peer)
+            self.tasks.kick("lead", peer)
 
     def _refill(self, peer: NodeId, full: bool, accept: Accept) -> bool:
         """Reserve slots in the background; tell whether there is one."""
-        if self._group is None:
+        if not self.tasks.are_running:
             return False
-        self._group.create_task(self._refilled(peer, full, accept), name=f"refill {peer}")
+        self.tasks.start(f"refill {peer}", self._refilled(peer, full, accept))
         return True
 
     async def _refilled(self, peer: NodeId, full: bool, accept: Accept) -> None:
@@ -569,9 +527,9 @@ class Node:
         match message:
             case Beat():
                 answer = await self.sessions.handle_beat(peer, message)
-                self.kick("lead", peer)
+                self.tasks.kick("lead", peer)
                 if not self.sessions.has_lease(peer):
-                    self.kick("beat", peer)  # the peer has the session too, and will answer with a lease
+                    self.tasks.kick("beat", peer)  # the peer has the session too, and will answer with a lease
                 return answer
             case Reached():
                 return await self.reach.handle(peer, message)
@@ -586,13 +544,13 @@ class Node:
             case LinkLevels():
                 done = await self.levels.handle(peer, message)
                 if self.levels.news:
-                    self.kick("levels")
+                    self.tasks.kick("levels")
                 return done
             case SegmentOffer():
                 return await self.fill.handle_offer(peer, message)
             case SegmentCommit():
                 answered = await self.fill.handle_commit(peer, message)
-                self.kick("beat", peer)
+                self.tasks.kick("beat", peer)
                 return answered
             case SegmentDrop():
                 return await self.fill.handle_drop(peer, message)
@@ -604,12 +562,12 @@ class Node:
                 return await self.wrapped.handle_void(peer, message)
             case Hello():
                 answer = await self.sessions.handle_hello(peer, message)
-                self.kick("beat", peer)
-                self.kick("levels")
+                self.tasks.kick("beat", peer)
+                self.tasks.kick("levels")
                 return answer
             case Knock():
                 answer = await self.sessions.handle_knock(peer, message)
-                self.kick("lead", peer)
+                self.tasks.kick("lead", peer)
                 return answer
             case Cede():
                 return self.reach.with_reach(await self.cedes.handle(peer, message))
