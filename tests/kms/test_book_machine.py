@@ -75,7 +75,7 @@ class Books(AsyncMachine):
         version, genuine, sound = which
         self.store.fail_next = failure
         try:
-            told = self.now(self.node.install_book(BOOKS[which]))
+            told = self.now(self.node.books.install(BOOKS[which]))
         except AuthenticationError:
             assert not genuine
         except StaleError:

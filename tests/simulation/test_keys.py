@@ -120,7 +120,7 @@ def _changed(scenario, **members):
 
 async def _install(world: World, version: int, scenario) -> None:
     book = world.sign_book(version, scenario)
-    await world.node("A").install_book(book)
+    await world.node("A").books.install(book)
     await asyncio.sleep(5.0)  # the others hear of it with a beat
 
 
@@ -280,7 +280,7 @@ def test_a_rule_taken_away_ends_issuing_and_fetching_and_an_old_book_is_refused(
         with pytest.raises(UnauthorisedError):
             await fetch(world, "B1", "A1", [key.key_id])
         with pytest.raises(Exception, match="not newer"):
-            await world.node("A").install_book(old)
+            await world.node("A").books.install(old)
         await judged(world, ("A2", "B2"))
 
     run(story())

@@ -172,7 +172,7 @@ def test_an_order_ends_with_its_lease_its_session_and_its_book() -> None:
         node = node_of(world, "A1")
         node.sessions.end(B)
         assert order.serve(1) == []
-        await node.install_book(world.sign_book(version=2))
+        await node.books.install(world.sign_book(version=2))
         assert not order.is_good
         await world.stop_all()
 

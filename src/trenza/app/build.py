@@ -226,7 +226,7 @@ class RunningNode:
         try:
             signed = signed_book(new.book)
             if signed is not None:
-                changed.append(f"policy book version {await self.node.install_book(signed)}")
+                changed.append(f"policy book version {await self.node.books.install(signed)}")
         except StaleError:
             pass  # the node has that book, or a newer one from a peer or an operator
         return changed

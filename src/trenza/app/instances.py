@@ -303,7 +303,7 @@ class Beside:
         assert memory.shared is not None
         self.store = Following(memory.shared, self._database.lease)
         self.second = Second(self._context(memory), anchor=memory.anchor)
-        await self.second.node.load_book(None)
+        await self.second.node.books.load(None)
         self._task = asyncio.get_running_loop().create_task(self.second.run(), name="journal beside the lead")
 
     def _context(self, memory: Memory) -> Context:

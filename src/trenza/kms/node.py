@@ -6,7 +6,6 @@ counted; anything that is not a TrenzaError ends the node, which is then restart
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Hashable, Sequence
 from functools import partial
 from uuid import UUID
@@ -18,13 +17,11 @@ from trenza.base.errors import (
     StaleError,
     TrenzaError,
     UnauthorisedError,
-    UnavailableError,
 )
 from trenza.base.names import LinkId, NodeId, SaeId
-from trenza.base.units import Nanoseconds, Seconds, nanoseconds
-from trenza.core.choice import StrandKind
-from trenza.core.policy import SignedBook, open_book
-from trenza.kms import rows
+from trenza.base.units import Seconds
+from trenza.core.policy import SignedBook
+from trenza.kms.books import Books
 from trenza.kms.cede import Cedes
 from trenza.kms.clock_check import ClockCheck
 from trenza.kms.context import Context
@@ -45,7 +42,7 @@ from trenza.kms.owed import Debts
 from trenza.kms.own_life import OwnLife
 from trenza.kms.pads import Pads
 from trenza.kms.pools import Pools
-from trenza.kms.ports import Anchor, Put, Table
+from trenza.kms.ports import Anchor
 from trenza.kms.reach import Reach
 from trenza.kms.reign import PUBLISH_EVERY, Reign
 from trenza.kms.relay import Relays
@@ -55,11 +52,11 @@ from trenza.kms.shares import Shares
 from trenza.kms.slots import Slots
 from trenza.kms.tasks import Recurring, Tasks
 from trenza.kms.waiting import WaitingKeys
+from trenza.kms.windows import Windows
 from trenza.kms.wrap import Wrapped
 from trenza.wire.peer import (
     Beat,
     BlockOffer,
-    BookAnswer,
     BookRequest,
     Cede,
     Done,
@@ -73,7 +70,6 @@ from trenza.wire.peer import (
     SegmentCommit,
     SegmentDrop,
     SegmentOffer,
-    WindowAnswer,
     WindowMark,
     WindowRequest,
     WrapCommit,
@@ -82,9 +78,6 @@ from trenza.wire.peer import (
 )
 
 _OTHERS_EVERY = Seconds(5.0)
-
-_WINDOWS_AT_ONCE = 4_096
-"""Slots asked for by one message ahead of need, so that a request that lacks one need not wait for all of them."""
 
 
 class Node:
@@ -110,6 +103,7 @@ class Node:
         self.pools = Pools(ctx, journal=self.journal)
         self.exchanges = Exchanges(ctx)
         self.id_keys = IdKeyRing(ctx)
+        self.books = Books(ctx, leads=leads)
         self.life = OwnLife(ctx, anchor=anchor)
         self.met = Met(ctx)
         self.reach = Reach(ctx, life=self.life, met=self.met)
@@ -125,6 +119,7 @@ class Node:
         self.demand = Demand(ctx, pools=self.pools)
         self.cedes = Cedes(ctx, pools=self.pools, demand=self.demand)
         self.fill = Fill(ctx, pools=self.pools, exchanges=self.exchanges, relays=self.relays, levels=self.levels)
+        self.windows = Windows(ctx, reach=self.reach, pools=self.pools, demand=self.demand, fill=self.fill)
         self.issuing = Issuing(
             ctx,
             sessions=self.sessions,
@@ -161,16 +156,16 @@ class Node:
         )
         self.exposures = Exposures(ctx, journal=self.journal)
         self.life.on_new = self._drop_all
+        self.books.on_installed = self._reconcile
         self.relays.before_sending = self.reach.tell
         self.delivery.vouches = self.met.vouches  # beside a lead, what that one says counts
         self.delivery.on_delivered = self.reach.owe
         self.cedes.on_reached = self.reach.note
         self.issuing.on_low = self._restock
         self.issuing.on_short = self._refill
-        self.issuing.ask_window = self._ask_window
+        self.issuing.ask_window = self.windows.ask_for
         self.issuing.cede = self.cedes.step
         self.wrapped.on_void = lambda: self.tasks.kick("voids")
-        self._installing = asyncio.Lock()
         self._filled: frozenset[NodeId] = frozenset()  # those of the peers whose pools are filled
         self._started = False
 
@@ -180,7 +175,7 @@ class Node:
         """Load what the store holds, and forget all strands if it cannot be proved whole."""
         whole = await self.life.begin()
         await self.met.load()
-        await self.load_book(signed)
+        await self.books.load(signed)
         await self.exchanges.load()
         await self.id_keys.load()
         if lost := len(self.id_keys.unreadable):
@@ -257,46 +252,7 @@ class Node:
             except TrenzaError:
                 self.ctx.counters["leaves_unheard"] += 1
 
-    # --- the book
-
-    async def load_book(self, signed: SignedBook | None) -> None:
-        """Follow the stored book, and a newer one if it is given."""
-        ctx = self.ctx
-        for key in (rows.FORMER_BOOK, rows.BOOK):
-            value = await ctx.store.get(Table.META, key)
-            if value is not None:
-                stored = SignedBook.decode(value)
-                ctx.set_book(open_book(stored, officer=ctx.officer, newer_than=0), stored)
-        if signed is not None:
-            try:
-                await self.install_book(signed)
-            except StaleError:
-                ctx.counters["books_stale"] += 1
-
-    async def install_book(self, signed: SignedBook) -> int:
-        """Take a newer policy book, durably, and follow it from now on.
-
-        Returns:
-            Its version.
-
-        Raises:
-            AuthenticationError, StaleError, InvalidDocumentError: it is not the officer's, not newer, or not sound.
-        """
-        ctx = self.ctx
-        if not self.leads:
-            raise UnavailableError("this instance of the node does not lead: give the book to the one that does")
-        async with self._installing:  # several peers may bring the same book at once
-            book = open_book(signed, officer=ctx.officer, newer_than=ctx.book.version if ctx.has_book else 0)
-            changes = [Put(Table.META, rows.BOOK, signed.encode())]
-            if ctx.signed_book is not None:
-                changes.append(Put(Table.META, rows.FORMER_BOOK, ctx.signed_book.encode()))
-            await ctx.store.commit(changes)
-            ctx.set_book(book, signed)
-        ctx.counters["books_installed"] += 1
-        for peer in [peer for peer in ctx.sessions if peer not in book.node_by_name]:
-            self.sessions.end(peer)  # it has left the network
-        self._reconcile()
-        return book.version
+    # --- what it knows of the network
 
     @property
     def troubles(self) -> dict[str, str]:
@@ -363,8 +319,8 @@ class Node:
                 self.sessions.end(peer)
             raise
         if not ctx.has_book or version > ctx.book.version:
-            await self._fetch_book(peer)
-        await self._ask_windows(peer)
+            await self.books.fetch(peer)
+        await self.windows.ask(peer)
         max_age = {full: self.demand.max_age(peer, full=full) for full in (True, False)}
         await self.pools.tidy(peer, key_lifetime=lifetime_of(ctx), max_age=max_age)
         await self.cedes.step(peer)
@@ -375,50 +331,11 @@ class Node:
         await self.reach.tell_if_owed(peer)
         return False
 
-    async def _fetch_book(self, peer: NodeId) -> None:
-        ctx = self.ctx
-        request = BookRequest(ctx.book.version if ctx.has_book else 0)
-        answer = await ctx.peers.call(peer, request, timeout=ctx.settings.call_timeout)
-        if isinstance(answer, BookAnswer) and answer.signed:
-            await self.install_book(SignedBook.decode(answer.signed))
-
-    async def _ask_windows(self, peer: NodeId) -> None:
-        """Ask for windows of every kind of which too few slots are held."""
-        asking = self.pools.pair(peer).asking
-        for kind in self.demand.kinds(peer):
-            async with asking:
-                slots = dict(self.demand.windows_to_ask(peer)).get(kind, 0)
-                more = slots > 0 and await self._ask_window(peer, kind, min(slots, _WINDOWS_AT_ONCE))
-            while more and (slots := slots - _WINDOWS_AT_ONCE) > 0:
-                async with asking:
-                    more = await self._ask_window(peer, kind, min(slots, _WINDOWS_AT_ONCE))
-
     async def _windows(self, peer: NodeId) -> bool:
         """Have windows ahead of need."""
         if self.sessions.has_lease(peer):
-            await self._ask_windows(peer)
+            await self.windows.ask(peer)
         return False
-
-    async def _ask_window(self, peer: NodeId, kind: StrandKind, slots: int) -> bool:
-        """Ask for a window of one kind and take it over; tell whether there was one."""
-        ctx = self.ctx
-        oldest = max(0, ctx.clock.now() - nanoseconds(Seconds(float(kind.max_age_s))))
-        accept = kind.acceptance(oldest=Nanoseconds(oldest))
-        await self.pools.open_next(peer, full=kind.full, accept=accept)
-        request = WindowRequest(
-            ctx.session(peer).id, kind.full, kind.max_hops, tuple(sorted(kind.relays)), oldest, slots
-        )
-        answer = await ctx.peers.call(peer, request, timeout=ctx.settings.call_timeout)
-        if not isinstance(answer, WindowAnswer):
-            raise RemoteProtocolError(f"node {peer} answered a window request with {type(answer).__name__}")
-        await self.reach.note(peer, answer.reached)
-        if not answer.grants:
-            await self.pools.write_off_ungrantable(peer, full=kind.full, accept=accept)
-        for segment in dict.fromkeys(await self.pools.accept(peer, answer.grants)):
-            await self.fill.until_made(segment)
-            if await self.pools.accept(peer, [grant for grant in answer.grants if grant.segment == segment]):
-                await ctx.peers.call(peer, SegmentDrop(segment), timeout=ctx.settings.call_timeout)
-        return bool(answer.grants)
 
     async def _lead(self, peer: NodeId) -> bool:
         """Open the session when there is none, and fill what is wanted; one exchange at a time."""
@@ -536,7 +453,7 @@ class Node:
             case WindowRequest() | Cede() | SegmentOffer() | WrapOffer() if peer not in self.partners():
                 raise UnauthorisedError("the policy book lets no pair of these two nodes share keys")
             case WindowRequest():
-                return await self._granted(peer, message)
+                return await self.windows.handle(peer, message)
             case Relay():
                 return await self.relays.handle(peer, message)
             case BlockOffer():
@@ -576,22 +493,6 @@ class Node:
                 self.sessions.note_leave(peer)
                 return Done()
             case BookRequest():
-                return self._book_for(message)
+                return self.books.handle(message)
             case _:
                 raise RemoteProtocolError(f"{type(message).__name__} is an answer, not a request")
-
-    async def _granted(self, peer: NodeId, request: WindowRequest) -> WindowAnswer:
-        self.ctx.session_of(peer, request.session)
-        wanted = min(request.slots, 64 * self.ctx.settings.window_slots)
-        if wanted < 1:
-            raise RemoteProtocolError("a window has at least one slot")
-        kind = StrandKind(request.full, request.max_hops, frozenset(map(NodeId, request.relays)), 0)
-        accept = kind.acceptance(oldest=Nanoseconds(request.oldest))
-        grants = await self.pools.granting.grant(peer, full=kind.full, slots=wanted, accept=accept)
-        return self.reach.with_reach(WindowAnswer(grants))
-
-    def _book_for(self, request: BookRequest) -> BookAnswer:
-        signed = self.ctx.signed_book
-        if signed is None or self.ctx.book.version <= request.newer_than:
-            return BookAnswer(b"")
-        return BookAnswer(signed.encode())

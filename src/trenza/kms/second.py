@@ -186,7 +186,7 @@ class Second:
     async def _follow_book(self, version: int) -> None:
         ctx = self._ctx
         if not ctx.has_book:
-            await self.node.load_book(None)
+            await self.node.books.load(None)
         if ctx.has_book and ctx.book.version < version:
             value = await self._shared.get(Table.META, rows.BOOK)
             if value is not None:

@@ -135,7 +135,7 @@ class ManagementDoor:
             case b"GET", ["v1", "checkpoints"]:
                 return _ok(views.checkpoints(await self._node.notary.checkpoints()))
             case b"PUT", ["v1", "book"]:
-                return _ok(wire.BookTaken(await self._node.install_book(SignedBook.decode(request.body))))
+                return _ok(wire.BookTaken(await self._node.books.install(SignedBook.decode(request.body))))
             case b"POST", ["v1", "reload"]:
                 return _ok(wire.Reloaded(tuple(await self._reload())))
             case _:
