@@ -231,7 +231,7 @@ class Row:
 
 
 def reserve(pool, row, wanted, slots, *, read_first):
-    """Reserve as kms.pools does; True where another instance was not first."""
+    """Reserve as kms.reserving does; True where another instance was not first."""
     (mine,) = pool
     if read_first:
         mine.beyond = max(mine.mark, row.mark)

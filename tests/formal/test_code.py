@@ -99,7 +99,7 @@ class Walk:
                 await self._hear(message)
             case "reserves":
                 in_hand = sum(window.in_hand for window in end.pair.issuer)
-                await end.pools.reserve(peer.name, in_hand + len(slots), full=True, accept=any_strands)
+                await end.pools.reserving.reserve(peer.name, in_hand + len(slots), full=True, accept=any_strands)
             case "issues":
                 (take,) = end.pair.issuer.take(1, full=True, slots=1, accept=any_strands)
                 assert {take.slot} == slots
@@ -162,7 +162,7 @@ class Walk:
             match message.kind:
                 case "grant":
                     assert part is not None
-                    await end.pools.accept(peer.name, [_grant(part.number, part.slots)])
+                    await end.pools.taking.accept(peer.name, [_grant(part.number, part.slots)])
                 case "cede":
                     assert part is not None
                     session = self.sessions[message.under]  # type: ignore[index]

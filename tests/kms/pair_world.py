@@ -116,11 +116,11 @@ class End:
         """Ask the other end for a window and take it over."""
         answer = await self.say(WindowRequest(self.ctx.session(self.peer).id, True, 9, (), 0, slots))
         assert isinstance(answer, WindowAnswer)
-        assert await self.pools.accept(self.peer, answer.grants) == []
+        assert await self.pools.taking.accept(self.peer, answer.grants) == []
 
     async def issue(self, count: int) -> list[tuple[int, int]]:
         """Issue keys of one slot each; return window and slot of each."""
-        await self.pools.reserve(self.peer, count, full=True, accept=any_strands)
+        await self.pools.reserving.reserve(self.peer, count, full=True, accept=any_strands)
         takes = self.pair.issuer.take(count, full=True, slots=1, accept=any_strands)
         self.demand.note_issued(self.peer, full=True, slots=len(takes))
         return [(take.window.number, take.slot) for take in takes]

@@ -316,7 +316,7 @@ def test_what_a_node_that_stops_has_not_issued_is_granted_again_under_a_fresh_nu
     async def story(world: PairWorld) -> None:
         await world.fill(16)
         await world.b.get_window(12)
-        await world.b.pools.reserve(A, 8, full=True, accept=any_strands)
+        await world.b.pools.reserving.reserve(A, 8, full=True, accept=any_strands)
         issued = await world.b.issue(5)  # three more are reserved, and not issued
         await world.b.stop()
         assert world.a.free() == (set(range(5, 16)), set())

@@ -44,7 +44,7 @@ class World:
         key = rows.window_key(rows.ISSUER, A, self.window.number)
         row = rows.IssuerWindowRow(SEGMENT, self.window.first, self.window.count, mark)
         await self.pair.b.store.commit([Put(Table.WINDOW, key, rows.encode(row))])
-        self.pair.b.pools.note_reserved_by_others([(key, rows.encode(row))])
+        self.pair.b.pools.reserving.note_reserved_by_others([(key, rows.encode(row))])
 
     async def record(self, end, deed: str, slots: range, *, journal: Journal | None = None) -> None:
         """Record keys in the ledger: another instance does, unless its journal is given."""

@@ -20,7 +20,7 @@ def test_a_window_whose_grant_seemed_lost_is_open_again_once_its_issuer_speaks_o
         world.clock.advance(11.0)  # B's disk is slow, and its beats are not
         await world.a.pools.granting.note_marks(B, world.b.marks())
         assert world.a.pair.held[answer.grants[0].window].closed is not None
-        assert await world.b.pools.accept(A, answer.grants) == []
+        assert await world.b.pools.taking.accept(A, answer.grants) == []
         await world.a.pools.granting.note_marks(B, world.b.marks())
         world.clock.advance(3_601.0)  # longer than a key may wait; nobody has asked for one
         await world.a.pools.granting.note_marks(B, world.b.marks())
@@ -98,14 +98,14 @@ def test_a_disk_that_takes_no_window_costs_one_of_them_and_no_more_is_asked_for_
         assert isinstance(answer, WindowAnswer)
         world.b.store.fail_next = how
         with pytest.raises(StoreUnavailableError):
-            await world.b.pools.accept(A, answer.grants)
+            await world.b.pools.taking.accept(A, answer.grants)
         for _ in range(3):  # what goes before each question
             world.b.store.fail_next = Fails.BEFORE
             with pytest.raises(StoreUnavailableError):
-                await world.b.pools.open_next(A, full=True, accept=any_strands)
-        await world.b.pools.open_next(A, full=True, accept=any_strands)
+                await world.b.pools.taking.open_next(A, full=True, accept=any_strands)
+        await world.b.pools.taking.open_next(A, full=True, accept=any_strands)
         commits = len(world.b.store.history)
-        await world.b.pools.open_next(A, full=True, accept=any_strands)
+        await world.b.pools.taking.open_next(A, full=True, accept=any_strands)
         assert len(world.b.store.history) == commits
         await world.b.get_window(32)
         assert world.b.issuable() == set(range(8, 32))

@@ -74,7 +74,7 @@ def test_a_second_issues_nothing_that_a_peer_has_dropped_with_its_epoch(epoch) -
 
         await tell(1)
         await beside.second.refresh(1)
-        await pools.reserve(B, 8, full=True, accept=lambda _: True)
+        await pools.reserving.reserve(B, 8, full=True, accept=lambda _: True)
         (window,) = pools.pair(B).issuer
         assert window.in_hand == 8
         issuer_rows = await store.scan(Table.WINDOW, rows.ISSUER)

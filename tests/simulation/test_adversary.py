@@ -177,7 +177,7 @@ async def opened(node: Node, key: DeliveredKey) -> tuple[OpenSegment, int, Facts
     """Return, with the end node's own knowledge, the segment and slot of a key, and what else it is made of."""
     told = await node.explain.key(key.key_id)
     record = told.events[0].record
-    segment = await node.pools.opened(NodeId("C"), record.segment)
+    segment = await node.pools.strands.opened(NodeId("C"), record.segment)
     recipe = recipe_named(record.recipe)
     info = BindingInfo(
         recipe=recipe,

@@ -36,7 +36,7 @@ def strands_of(world: World, order: Order) -> tuple[IssuerWindow, OpenSegment]:
     """Return the window that an order draws on, and its strands."""
     window = order._lane._window
     assert window is not None
-    return window, node_of(world, "A1").pools.open_segment(B, window.facts.record.segment)
+    return window, node_of(world, "A1").pools.strands.open_segment(B, window.facts.record.segment)
 
 
 async def ready() -> tuple[World, Order]:

@@ -151,7 +151,7 @@ class Cedes:
         self._settle(peer, asked, lost=False)
         if self._pools.pair(peer).segments.get(asked.segment.id) is not asked.segment:
             return 0  # dropped meanwhile, at both ends
-        if not await self._pools.take_over(asked.segment, grants[0]):
+        if not await self._pools.taking.take_over(asked.segment, grants[0]):
             return 0
         ctx.counters["slots_ceded_here"] += asked.count
         return asked.count

@@ -244,7 +244,7 @@ class Issuing:
         key = (window, recipe.code, size, policy.digest, self.id_keys.issues_under(peer))
         reel = self._reels.get(key)
         if reel is None:
-            segment = self._pools.open_segment(peer, window.facts.record.segment)
+            segment = self._pools.strands.open_segment(peer, window.facts.record.segment)
             plan = KeyPlan(segment, recipe, size, policy=policy.digest)
             reel = self._reels[key] = Reel(peer, window, plan, self._macs_for(peer), recipe, size, policy)
             if len(self._reels) > _MOST_REELS:
@@ -304,7 +304,9 @@ class Issuing:
                 if self.available(pair, recipe, size, accept) < number:
                     break
                 wanted = partial(self._demand.at_once, peer, full=full)
-                if await self._pools.reserve(peer, wanted, full=full, slots=per_key, accept=accept, keys=number):
+                if await self._pools.reserving.reserve(
+                    peer, wanted, full=full, slots=per_key, accept=accept, keys=number
+                ):
                     self._demand.note_reserved(peer, full=full)
         finally:
             flow.waiting -= number * per_key
@@ -337,7 +339,7 @@ class Issuing:
         """Reserve ahead of need, so that requests need not wait."""
         try:
             wanted = partial(self._demand.at_once, peer, full=full)
-            if await self._pools.reserve(peer, wanted, full=full, accept=accept):
+            if await self._pools.reserving.reserve(peer, wanted, full=full, accept=accept):
                 self._demand.note_reserved(peer, full=full)
         finally:
             self._refilling.discard((peer, full))

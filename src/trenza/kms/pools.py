@@ -1,27 +1,22 @@
-"""The pools of a node: verified segments, and the windows it may issue from; those it granted are in kms.granting.
+"""The pools of a node: verified segments, and the windows that come out of them, from their making to their end.
 
 Everything here is durable before it counts: a segment before it is issuable, a window before it is granted or used,
 a slot before its key leaves. The bookkeeping itself is core.window; the strands stay sealed until a window of their
-segment is in use (design decisions 6 to 10).
+segment is in use (kms.strands). Windows that the peer may issue from: kms.granting; that this node was granted:
+kms.taking; slots of these, given up ahead: kms.reserving (design decisions 6 to 10).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 
-from trenza.base.errors import (
-    AuthenticationError,
-    ConflictError,
-    RemoteProtocolError,
-    StoreUnavailableError,
-    UnavailableError,
-)
+from trenza.base.errors import AuthenticationError, StoreUnavailableError, UnavailableError
 from trenza.base.names import NodeId
 from trenza.base.secret import Secret
 from trenza.base.units import Nanoseconds, Seconds, nanoseconds
 from trenza.core.provenance import DoubtfulRecord, SegmentRecord
-from trenza.core.segment import OpenSegment, SegmentFacts
+from trenza.core.segment import SegmentFacts
 from trenza.core.slot_set import SlotSet
 from trenza.core.window import IssuerWindow
 from trenza.kms import rows
@@ -30,12 +25,12 @@ from trenza.kms.granting import Granting, held_row
 from trenza.kms.journal import Journal, doubtful_entry
 from trenza.kms.owed import Going, delivered_of, doubts, issued_of, owed
 from trenza.kms.pairs import Pair, segment_row
-from trenza.kms.ports import Append, Change, Delete, DeletePrefix, Expect, Insert, Put, Table
+from trenza.kms.ports import Append, Change, Delete, DeletePrefix, Expect, Insert, Table
+from trenza.kms.reserving import Reserving, issuer_row
 from trenza.kms.stock import Accept, Segment
-from trenza.wire.peer import WindowGrant, WindowMark
-
-_ATTEMPTS = 8
-"""Reservations that another instance may come before, until a request is told that there is nothing."""
+from trenza.kms.strands import Strands
+from trenza.kms.taking import Taking
+from trenza.wire.peer import WindowMark
 
 
 class Pools:
@@ -44,16 +39,16 @@ class Pools:
     def __init__(self, ctx: Context, *, journal: Journal) -> None:
         self._ctx = ctx
         self._journal = journal
-        self._pairs: dict[NodeId, Pair] = {}
+        self._pairs: defaultdict[NodeId, Pair] = defaultdict(Pair)
+        self.strands = Strands(ctx, self.pair)
         self.granting = Granting(ctx, self.pair)
-        self.may_reserve: Callable[[], bool] = lambda: True  # not while an instance does not know who leads
+        self.taking = Taking(ctx, self.pair, strands=self.strands, granting=self.granting, drop=self.drop_segment)
+        self.reserving = Reserving(ctx, self._pairs)
         self._used_up: dict[tuple[NodeId, int], Seconds] = {}  # windows that others shared: since when
 
     def pair(self, peer: NodeId) -> Pair:
-        pair = self._pairs.get(peer)
-        if pair is None:
-            pair = self._pairs[peer] = Pair()
-        return pair
+        """Return what is shared with `peer`: nothing, where it was never asked for."""
+        return self._pairs[peer]
 
     @property
     def peers(self) -> list[NodeId]:
@@ -166,7 +161,7 @@ class Pools:
         """Make a segment that both ends have compared durable and issuable. The material stays the caller's."""
         facts = SegmentFacts.of(encoded)
         segment = Segment.fresh(peer, facts)
-        sealed = await self._ctx.sealer.seal(material, associated=self._associated(segment))
+        sealed = await self.strands.seal(segment, material)
         try:
             await self._ctx.store.commit(
                 [
@@ -199,7 +194,7 @@ class Pools:
         changes += self._drop_issuing(segment)
         for held in pair.held.of_segment(segment.id):
             changes += self.granting.forget(segment.peer, held)
-        await self._erase(segment)
+        await self.strands.erase(segment)
         await self._journal.flush_of(segment.id)  # the rows say until then what may lack a record
         await self._ctx.store.commit([*await owed(self._ctx, self._journal, segment.peer, going), *changes])
 
@@ -218,67 +213,6 @@ class Pools:
         pair.segments.look_again(window.facts.record.segment)
         return Delete(Table.WINDOW, rows.window_key(rows.ISSUER, peer, window.number))
 
-    async def _erase(self, segment: Segment) -> None:
-        if segment.open is not None:
-            segment.open.wipe()
-            segment.open = None
-        value = await self._ctx.store.get(Table.SEGMENT_BYTES, segment.id)
-        if value is not None:
-            await self._ctx.sealer.erase([rows.decode(value, rows.SealedRow).handle])
-
-    async def opened(self, peer: NodeId, segment_id: bytes) -> OpenSegment:
-        """Return a segment's strands, unsealed; good until the next `await`, unless within `using`.
-
-        Raises:
-            UnavailableError: the segment is gone.
-        """
-        segment = self.pair(peer).segments.get(segment_id)
-        if segment is None:
-            raise UnavailableError("the strands of this key are gone")
-        if segment.open is None:
-            value = await self._ctx.store.get(Table.SEGMENT_BYTES, segment_id)
-            if value is None:
-                raise UnavailableError("the strands of this key are gone")
-            sealed = rows.decode(value, rows.SealedRow).sealed
-            material = await self._ctx.sealer.unseal(sealed, associated=self._associated(segment))
-            self._keep_open(segment, material)
-        assert segment.open is not None
-        return segment.open
-
-    def open_segment(self, peer: NodeId, segment_id: bytes) -> OpenSegment:
-        """Return the strands of a segment that is open already, as that of every window in the issuer's pool is.
-
-        Raises:
-            UnavailableError: it is gone, or not open.
-        """
-        segment = self.pair(peer).segments.get(segment_id)
-        if segment is None or segment.open is None:
-            raise UnavailableError("the strands of this key are gone")
-        return segment.open
-
-    @staticmethod
-    def _keep_open(segment: Segment, material: Secret) -> None:
-        if segment.open is None:
-            segment.open = OpenSegment(segment.facts, material)
-        else:  # another story opened it while this one waited for the store
-            material.wipe()
-
-    @contextmanager
-    def using(self, peer: NodeId, segment_ids: Iterable[bytes]) -> Iterator[None]:
-        """Keep segments from being tidied away while keys are made of them."""
-        held = self.pair(peer).segments
-        used = [held[segment_id] for segment_id in dict.fromkeys(segment_ids) if segment_id in held]
-        for segment in used:
-            segment.users += 1
-        try:
-            yield
-        finally:
-            for segment in used:
-                segment.users -= 1
-
-    def _associated(self, segment: Segment) -> bytes:
-        return b"segment" + self._ctx.name.encode() + b"\0" + segment.peer.encode() + b"\0" + segment.id
-
     # --- beside the instance that leads (kms.second)
 
     def knows(self, peer: NodeId, segment: bytes) -> bool:
@@ -292,7 +226,7 @@ class Pools:
         """Issue from a window that the lead was granted; tell whether its strands could be opened."""
         segment = self.pair(peer).segments[row.segment]
         try:
-            await self.opened(peer, segment.id)
+            await self.strands.opened(peer, segment.id)
         except StoreUnavailableError:
             raise
         except (AuthenticationError, UnavailableError):  # the lead has dropped it
@@ -320,206 +254,7 @@ class Pools:
             pair.held.clear()
         self.close_unused()
 
-    # --- windows
-
-    async def accept(self, peer: NodeId, grants: Sequence[WindowGrant]) -> list[bytes]:
-        """Take over granted windows; return the segments named that this node does not hold.
-
-        Raises:
-            RemoteProtocolError: a grant overlaps one taken before: the peer has gone back in time.
-        """
-        pair = self.pair(peer)
-        unknown: list[bytes] = []
-        fresh: list[tuple[Segment, WindowGrant]] = []
-        fault: RemoteProtocolError | None = None
-        for grant in grants:
-            segment = pair.segments.get(grant.segment)
-            if segment is None:
-                unknown.append(grant.segment)
-            elif not segment.theirs.covers(grant.first, grant.count):
-                fault = RemoteProtocolError(f"node {peer} granted slots that it had granted before")
-                break
-            else:
-                segment.theirs = segment.theirs.without(grant.first, grant.count)
-                fresh.append((segment, grant))
-        unknown += await self._take_over(peer, fresh)
-        if fault is not None:
-            raise fault
-        return unknown
-
-    async def take_over(self, segment: Segment, grant: WindowGrant) -> bool:
-        """Make a window to issue from durable and usable; tell whether its strands could be opened.
-
-        Raises:
-            RemoteProtocolError: a window of that number is held already: the peer has gone back in time.
-        """
-        return not await self._take_over(segment.peer, [(segment, grant)])
-
-    async def _take_over(self, peer: NodeId, fresh: Sequence[tuple[Segment, WindowGrant]]) -> list[bytes]:
-        """Take over windows by one commit; return the segments whose strands could not be opened."""
-        if not fresh:
-            return []
-        windows: list[tuple[Segment, IssuerWindow]] = []
-        changes: list[Change] = []
-        for segment, grant in fresh:
-            window = IssuerWindow(grant.window, segment.facts, grant.first, grant.count, grant.first, grant.first)
-            row = self._issuer_row(peer, window, window.reserved)
-            windows.append((segment, window))
-            changes.append(Insert(Table.WINDOW, row.key, row.value))
-        changes += [segment_row(one) for one in {segment.id: segment for segment, _ in fresh}.values()]
-        try:
-            await self._ctx.store.commit(changes)
-        except ConflictError:
-            raise RemoteProtocolError(f"node {peer} gave a window a number that it had given before") from None
-        except StoreUnavailableError:
-            self.pair(peer).took_over = False
-            raise
-        unreadable: list[bytes] = []
-        for segment, window in windows:
-            if not await self._opens(segment):
-                unreadable.append(segment.id)
-                continue
-            try:
-                self.pair(peer).issuer.add(window)
-            except ValueError as error:
-                raise RemoteProtocolError(f"node {peer}: {error}") from None
-        return unreadable
-
-    async def open_next(self, peer: NodeId, *, full: bool, accept: Accept) -> None:
-        """Open a segment whose windows may come next, before any are asked for: without it they would be given up.
-
-        Raises:
-            StoreUnavailableError: the disk or the node key's token is away; this is no time to ask.
-        """
-        pair = self.pair(peer)
-        if not pair.took_over:  # the same again would be given up: whether the disk takes anything is seen first
-            await self._ctx.store.commit([self.granting.numbers_row(peer)])
-            pair.took_over = True
-        coming = pair.segments.giving(mine=False, full=full, accept=accept)
-        if (segment := next((one for one in coming if one.open is None), None)) is not None:
-            await self._opens(segment)
-
-    async def _opens(self, segment: Segment) -> bool:
-        """Open a segment before the first key needs it; one that cannot be opened is dropped.
-
-        A crash while it was dropped leaves the rows of a segment whose own key is gone.
-        """
-        try:
-            await self.opened(segment.peer, segment.id)
-        except AuthenticationError:
-            self._ctx.counters["segments_unreadable"] += 1
-            await self.drop_segment(segment)
-        except StoreUnavailableError:  # the disk or the node key's token is away for a while: the segment is sound
-            raise
-        except UnavailableError:
-            await self.drop_segment(segment)
-        return self.pair(segment.peer).segments.get(segment.id) is segment
-
-    async def write_off_ungrantable(self, peer: NodeId, *, full: bool, accept: Accept) -> None:
-        """Count no longer as stock what the peer, asked for such windows, does not grant: something was lost.
-
-        A segment that is as young as a call may last can still be under way.
-        """
-        patience = 2 * nanoseconds(self._ctx.settings.call_timeout)
-        oldest = self._ctx.clock.now() - patience
-        changes: list[Change] = []
-        for segment in self.pair(peer).segments.giving(mine=False, full=full, accept=accept):
-            if segment.facts.record.created < oldest:
-                self._ctx.counters["slots_ungrantable"] += len(segment.theirs)
-                segment.theirs = SlotSet()
-                changes.append(segment_row(segment))
-        if changes:
-            await self._ctx.store.commit(changes)
-
-    async def reserve(
-        self,
-        peer: NodeId,
-        wanted: int | Callable[[], int],
-        *,
-        full: bool,
-        slots: int = 1,
-        accept: Accept,
-        keys: int = 0,
-    ) -> int:
-        """Give slots up durably, by one commit, so that `wanted` of them can be taken without another.
-
-        Whoever waits meanwhile waits for the same commit. One whose outcome is unknown burns nothing: none of its
-        slots was used, and the next reservation says the same again.
-
-        Args:
-            peer: of the pair.
-            wanted: slots in hand, with those that are already; asked when it is this caller's turn.
-            full: with QKD strands or without.
-            slots: of one key.
-            accept: of the windows.
-            keys: that the caller waits for; if a commit of others has brought so many, it needs none of its own.
-
-        Returns:
-            The slots that came into hand; 0 where there were enough, or where there are no more.
-
-        Raises:
-            StoreUnavailableError: not now.
-        """
-        pair = self.pair(peer)
-        async with pair.reserving:
-            for _ in range(_ATTEMPTS):
-                if keys and pair.issuer.has_keys(keys, full=full, slots=slots, accept=accept):
-                    return 0
-                missing = wanted if isinstance(wanted, int) else max(wanted(), keys * slots)
-                marks = pair.issuer.reservable(missing, full=full, slots=slots, accept=accept)
-                if not marks or not self.may_reserve():
-                    return 0
-                try:
-                    return await self._reserve(peer, marks)
-                except ConflictError:  # another instance was first
-                    self._ctx.counters["reservations_repeated"] += 1
-                    await self._read_marks(peer)
-            return 0
-
-    async def _reserve(self, peer: NodeId, marks: Sequence[tuple[IssuerWindow, int]]) -> int:
-        changes: list[Change] = []
-        for window, mark in marks:
-            row = self._issuer_row(peer, window, mark)
-            if self._ctx.shared is not None:
-                changes.append(Expect(row.table, row.key, self._issuer_row(peer, window, window.mark).value))
-            changes.append(row)
-        was = [window.mark for window, _ in marks]
-        await self._ctx.store.commit(changes)
-        won = 0
-        for (window, mark), start in zip(marks, was, strict=True):
-            if self.pair(peer).issuer.get(window.number) is window:
-                window.won(start, mark)
-                won += mark - start
-        self._ctx.counters["slots_reserved"] += won
-        return won
-
-    async def _read_marks(self, peer: NodeId) -> None:
-        """Take in what other instances have reserved meanwhile, or dropped."""
-        found = dict(await self._ctx.store.scan(Table.WINDOW, rows.ISSUER + rows.peer_prefix(peer)))
-        pool = self.pair(peer).issuer
-        for window in list(pool):
-            value = found.get(rows.window_key(rows.ISSUER, peer, window.number))
-            mark = window.end if value is None else rows.decode(value, rows.IssuerWindowRow).next
-            window.shared = window.shared or (value is not None and mark > window.mark)
-            window.beyond = max(window.mark, mark)
-
-    def note_reserved_by_others(self, found: Iterable[tuple[bytes, bytes]]) -> list[tuple[NodeId, bool, int]]:
-        """Take in how far other instances have reserved, from the rows of all windows to issue from.
-
-        Returns:
-            Peer, with or without QKD strands, slots: what they have taken since the last time.
-        """
-        taken: list[tuple[NodeId, bool, int]] = []
-        for key, value in found:
-            peer, rest = rows.split_peer(key[1:])
-            pair = self._pairs.get(peer)
-            if pair is None or pair.reserving.locked():  # what this instance is about to reserve is not another's
-                continue
-            window, row = pair.issuer.get(int.from_bytes(rest, "big")), rows.decode(value, rows.IssuerWindowRow)
-            if window is not None and row.next > window.mark:
-                taken.append((peer, window.facts.full, row.next - window.mark))
-                window.beyond, window.shared = row.next, True
-        return taken
+    # --- what this node has issued
 
     async def given_up(self) -> dict[NodeId, list[Going]]:
         """Return what was issued and delivered by now, by whichever instance, of windows that others use too."""
@@ -528,12 +263,6 @@ class Pools:
             issued = issued_of(pair.issuer)
             found[peer] = [*issued, *await self.granting.delivered_beside(peer)]
         return found
-
-    @staticmethod
-    def _issuer_row(peer: NodeId, window: IssuerWindow, mark: int) -> Put:
-        """Return the change that gives up the slots of `window` below `mark`."""
-        row = rows.IssuerWindowRow(window.facts.record.segment, window.first, window.count, mark)
-        return Put(Table.WINDOW, rows.window_key(rows.ISSUER, peer, window.number), rows.encode(row))
 
     async def release_reserved(self) -> dict[NodeId, tuple[WindowMark, ...]]:
         """Issue nothing more in this life, and give up durably what was not issued; it may be granted again.
@@ -547,12 +276,12 @@ class Pools:
         for peer, pair in self._pairs.items():
             told[peer] = self.marks(peer)
             if self._ctx.shared is not None:
-                await self._read_marks(peer)
+                await self.reserving.read_marks(peer)
                 going[peer] = issued_of(pair.issuer)
                 for window in pair.issuer:
                     window.next = window.reserved = window.mark  # what is in hand anywhere is given up
                     window.later.clear()
-                    row = self._issuer_row(peer, window, window.mark)
+                    row = issuer_row(peer, window, window.mark)
                     changes.append(Expect(row.table, row.key, row.value))
                 told[peer] = self.marks(peer)
             for window in list(pair.issuer):

@@ -74,7 +74,9 @@ class Reign:
         ctx, shared = self._ctx, self._ctx.shared
         if shared is None:
             return
-        for peer, full, slots in self._pools.note_reserved_by_others(await shared.scan(Table.WINDOW, rows.ISSUER)):
+        for peer, full, slots in self._pools.reserving.note_reserved_by_others(
+            await shared.scan(Table.WINDOW, rows.ISSUER)
+        ):
             self._demand.note_issued(peer, full=full, slots=slots)
         ahead = await self._ahead(shared)
         self._count += 1

@@ -54,7 +54,7 @@ class Second:
         self._shared: SharedStore = ctx.shared
         ctx.presence = Presence(0, 0, bytes(ctx.entropy.token(16)))
         self.node = Node(ctx, anchor=anchor, leads=False)
-        self.node.pools.may_reserve = lambda: self.reign is not None and not self._is_over
+        self.node.pools.reserving.may_reserve = lambda: self.reign is not None and not self._is_over
         self.node.shares.stock_of = self._stock_of
         self.node.delivery.look_again = self.look_again
         self.node.delivery.is_current = lambda: self.is_trusted
@@ -341,4 +341,6 @@ class Second:
                 flow = self.node.demand.flow(peer, full=full)
                 wanted = int(flow.per_second(self._ctx.clock.elapsed()) * seconds)
                 if wanted:
-                    await self.node.pools.reserve(peer, max(wanted, flow.chunk), full=full, accept=lambda _: True)
+                    await self.node.pools.reserving.reserve(
+                        peer, max(wanted, flow.chunk), full=full, accept=lambda _: True
+                    )

@@ -317,7 +317,7 @@ class Slots:
             for slot in one.slots
         ]
         held = self._pools.pair(peer).held
-        with self._pools.using(peer, (one.window.facts.record.segment for one in found)):
+        with self._pools.strands.using(peer, (one.window.facts.record.segment for one in found)):
             try:
                 await self._ctx.store.commit(changes)
             except ConflictError:  # nothing was written: what another instance has not delivered is still there
@@ -355,7 +355,7 @@ class Slots:
             )
 
     async def _made(self, peer: NodeId, one: Found, tls_group: str) -> DeliveredKey:
-        segment = await self._pools.opened(peer, one.window.facts.record.segment)
+        segment = await self._pools.strands.opened(peer, one.window.facts.record.segment)
         key = Secret(one.reel.key(segment, one.slot, one.key_id, one.pair.parties))
         now = self._ctx.clock.now()
         self._journal.note(self._heading(one, tls_group), one.reel.source, (one.slot,), now)

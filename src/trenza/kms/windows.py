@@ -47,7 +47,7 @@ class Windows:
         ctx = self._ctx
         oldest = max(0, ctx.clock.now() - nanoseconds(Seconds(float(kind.max_age_s))))
         accept = kind.acceptance(oldest=Nanoseconds(oldest))
-        await self._pools.open_next(peer, full=kind.full, accept=accept)
+        await self._pools.taking.open_next(peer, full=kind.full, accept=accept)
         request = WindowRequest(
             ctx.session(peer).id, kind.full, kind.max_hops, tuple(sorted(kind.relays)), oldest, slots
         )
@@ -56,10 +56,10 @@ class Windows:
             raise RemoteProtocolError(f"node {peer} answered a window request with {type(answer).__name__}")
         await self._reach.note(peer, answer.reached)
         if not answer.grants:
-            await self._pools.write_off_ungrantable(peer, full=kind.full, accept=accept)
-        for segment in dict.fromkeys(await self._pools.accept(peer, answer.grants)):
+            await self._pools.taking.write_off_ungrantable(peer, full=kind.full, accept=accept)
+        for segment in dict.fromkeys(await self._pools.taking.accept(peer, answer.grants)):
             await self._fill.until_made(segment)
-            if await self._pools.accept(peer, [grant for grant in answer.grants if grant.segment == segment]):
+            if await self._pools.taking.accept(peer, [grant for grant in answer.grants if grant.segment == segment]):
                 await ctx.peers.call(peer, SegmentDrop(segment), timeout=ctx.settings.call_timeout)
         return bool(answer.grants)
 
