@@ -16,7 +16,7 @@ from trenza.base.errors import (
 from trenza.base.names import NodeId
 from trenza.base.units import Seconds
 from trenza.core.policy import Book, NodeEntry
-from trenza.net.rpc import RpcServer
+from trenza.net.rpc_server import RpcServer
 from trenza.net.tls import TlsIdentity, client_context, server_context
 from trenza.serve.peer import PeerDoor
 from trenza.wire.peer import BookAnswer, BookRequest, Done, Knock, Leave, Presence

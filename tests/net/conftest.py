@@ -12,8 +12,9 @@ import pytest
 import uvloop
 
 from trenza.app.pki import CertificateAuthority, KeyType
+from trenza.net.endpoints import connect
 from trenza.net.tls import TlsIdentity, client_context
-from trenza.net.tls_transport import Terms, connect
+from trenza.net.tls_transport import Terms
 
 
 @dataclass

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from trenza.net.gate import Gate, GateLimits, host_of
 from trenza.net.http import HttpLimits, Response
 from trenza.net.http_server import HttpServer
-from trenza.net.rpc import RpcServer
 from trenza.net.rpc_frames import FrameKind
+from trenza.net.rpc_server import RpcServer
 from trenza.net.tls import server_context
 
 GET = b"GET / HTTP/1.1\r\nHost: norte\r\n\r\n"

@@ -5,11 +5,11 @@ import socket
 import pytest
 
 from trenza.base.errors import AuthenticationError, PeerUnavailableError, RemoteProtocolError
+from trenza.net.endpoints import listen
 from trenza.net.http import HttpLimits, Response
 from trenza.net.http_client import HttpClient
 from trenza.net.http_server import HttpServer
 from trenza.net.tls import client_context, server_context
-from trenza.net.tls_transport import listen
 
 
 def in_our_form(status, message):

@@ -13,9 +13,10 @@ from trenza.base.errors import (
     RefusedError,
     RemoteProtocolError,
 )
-from trenza.net.rpc import RpcClient, RpcServer
+from trenza.net.endpoints import listen
+from trenza.net.rpc_client import RpcClient
+from trenza.net.rpc_server import RpcServer
 from trenza.net.tls import client_context, fingerprint_of, server_context
-from trenza.net.tls_transport import listen
 
 NORTE = "urn:trenza:node:norte"
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from trenza.base.errors import AuthenticationError, PeerUnavailableError, RemoteProtocolError, TrenzaError
+from trenza.net.endpoints import connect, listen
 from trenza.net.gate import Gate, GateLimits
 from trenza.net.tls import Groups, OldestTls, PeerIdentity, client_context, fingerprint_of, server_context
-from trenza.net.tls_transport import MAX_HANDSHAKE_BYTES, Terms, TlsTransport, connect, listen
+from trenza.net.tls_transport import MAX_HANDSHAKE_BYTES, Terms, TlsTransport
 
 MIB = 1 << 20
 

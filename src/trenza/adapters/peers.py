@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from trenza.base.errors import AuthenticationError, PeerUnavailableError, RefusedError
 from trenza.base.names import NodeId
 from trenza.base.units import Seconds
-from trenza.net.rpc import RpcClient
+from trenza.net.rpc_client import RpcClient
 from trenza.net.rpc_frames import MessageCounters
 from trenza.net.tls import ContextProvider, PeerIdentity, RevocationCheck, TlsStatistics, never_revoked
 from trenza.wire.peer import PeerMessage, decode, encode

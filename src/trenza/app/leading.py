@@ -30,7 +30,7 @@ from trenza.core.policy import SignedBook
 from trenza.kms.context import Context
 from trenza.kms.node import Node
 from trenza.net.gate import Gate
-from trenza.net.rpc import RpcServer
+from trenza.net.rpc_server import RpcServer
 from trenza.net.tls import RevocationCheck
 from trenza.serve.peer import PeerDoor
 

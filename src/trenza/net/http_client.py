@@ -15,9 +15,10 @@ from typing import cast
 import httptools
 
 from trenza.base.errors import AuthenticationError, PeerUnavailableError, RemoteProtocolError
+from trenza.net.endpoints import connect
 from trenza.net.http import JSON
 from trenza.net.tls import ContextProvider, RevocationCheck, TlsContext, TlsStatistics, never_revoked
-from trenza.net.tls_transport import Terms, TlsTransport, connect
+from trenza.net.tls_transport import Terms, TlsTransport
 
 MAX_HEADER_BYTES = 64 * 1024
 IDLE_S = 30.0  # shorter than servers keep a silent connection, so that we rarely write into one that is closing

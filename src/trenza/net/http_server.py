@@ -16,11 +16,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from trenza.net.endpoints import listen
 from trenza.net.gate import Gate
 from trenza.net.http import Answers, ErrorResponse, Handler, HttpLimits, Response
 from trenza.net.http_connection import HttpConnection
 from trenza.net.tls import ContextProvider, RevocationCheck, TlsStatistics, never_revoked
-from trenza.net.tls_transport import Terms, listen
+from trenza.net.tls_transport import Terms
 from trenza.net.turn import Turn, call_each
 
 logger = logging.getLogger(__name__)

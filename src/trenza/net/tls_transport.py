@@ -12,14 +12,13 @@ import asyncio
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from OpenSSL import SSL
 
 from trenza.base.errors import AuthenticationError, PeerUnavailableError, RemoteProtocolError, TrenzaError
 from trenza.net.gate import Gate, host_of
 from trenza.net.tls import (
-    ContextProvider,
     PeerIdentity,
     RevocationCheck,
     Side,
@@ -41,7 +40,6 @@ MAX_HANDSHAKE_BYTES = 262_144  # an ML-DSA-65 chain with two intermediates is ab
 CLOSE_TIMEOUT_S = 30.0  # for a peer that does not read what was sent before the close
 
 ProtocolFactory = Callable[[], asyncio.Protocol]
-P = TypeVar("P", bound=asyncio.Protocol)
 
 
 @dataclass(slots=True)
@@ -455,57 +453,3 @@ def _tune(transport: asyncio.BaseTransport) -> None:
         return
     connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-
-
-async def listen(
-    application: ProtocolFactory,
-    contexts: ContextProvider,
-    host: str,
-    port: int,
-    *,
-    terms: Terms | None = None,
-    backlog: int = 512,
-) -> asyncio.Server:
-    """Accept TLS connections; each new one asks `contexts` for the settings that are valid now.
-
-    Args:
-        application: makes the protocol of one accepted connection, after the peer was verified.
-        contexts: the server's settings.
-        host: address to listen on.
-        port: 0 for any free one.
-        terms: revocation, limits and the statistics to count in.
-        backlog: connections the kernel may queue.
-
-    Raises:
-        OSError: the address cannot be bound.
-    """
-    agreed = terms or Terms()
-    loop = asyncio.get_running_loop()
-    return await loop.create_server(
-        lambda: TlsTransport(contexts(), application, agreed), host, port, backlog=backlog
-    )
-
-
-async def connect(
-    application: Callable[[], P], context: TlsContext, host: str, port: int, *, terms: Terms, timeout_s: float
-) -> P:
-    """Connect, shake hands and check the peer; return the application's protocol, already connected.
-
-    Raises:
-        AuthenticationError: the peer is not who `terms` expects, or refused us in the handshake.
-        PeerUnavailableError: nobody answered in time; `sent` is False.
-    """
-    loop = asyncio.get_running_loop()
-    established: asyncio.Future[asyncio.Protocol] = loop.create_future()
-    transport = TlsTransport(context, application, terms, established)
-    try:
-        async with asyncio.timeout(timeout_s):
-            await loop.create_connection(lambda: transport, host, port)
-            return cast("P", await established)
-    except (TimeoutError, OSError) as error:
-        transport.abort()
-        why = "timed out" if isinstance(error, TimeoutError) else str(error)
-        raise PeerUnavailableError(f"cannot connect to {host} port {port}: {why}", sent=False) from error
-    except BaseException:
-        transport.abort()
-        raise

@@ -1,7 +1,7 @@
 """The door for other nodes: who calls, what they say, one story, the answer.
 
 The caller is the node whose URI the verified certificate bears and the policy book knows; never what a message says.
-Protocol: `wire/peer`, in the frames of `net/rpc`.
+Protocol: `wire/peer`, in the frames of `net/rpc_frames`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Handle = Callable[[NodeId, PeerMessage], Awaitable[PeerMessage]]
 
 
 class PeerDoor:
-    """A handler for net.rpc.RpcServer."""
+    """A handler for net.rpc_server.RpcServer."""
 
     def __init__(
         self,

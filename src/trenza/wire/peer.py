@@ -1,7 +1,7 @@
 """What nodes say to each other: one request and one answer a message, in MessagePack, tagged by type.
 
 These are values and bytes only. The frames that carry them over a mutually authenticated connection are
-`net.rpc`; who the peer is comes from its certificate, never from a message. This is our own protocol
+`net.rpc_frames`; who the peer is comes from its certificate, never from a message. This is our own protocol
 (ITU-T Y.3802 calls the reference point Kx and leaves its encoding open); it is documented message by message here.
 
 Conventions: identifiers are 16 random bytes; digests and tags of SHA-384 are 48 bytes; times are nanoseconds since
