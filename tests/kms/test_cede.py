@@ -465,6 +465,27 @@ def test_a_copy_of_the_holders_disk_grants_nothing_that_the_issuer_has_seen():
     run(story)
 
 
+def test_a_copy_of_the_holders_disk_gives_nothing_away_that_it_had_ceded():
+    async def story(world: PairWorld) -> None:
+        await world.fill(16)
+        copy = world.a.store.after_crash()
+        world.a.store._closed = False
+        await world.a.cedes.step(B, 1)
+        assert await world.a.issue(3) == [(0, 8), (0, 9), (0, 10)]
+        await world.a.restart(copy)
+        world.meet()
+        assert world.a.free() == (set(range(16)), set())  # it has forgotten that it gave 8 to 15 up
+        with pytest.raises(RefusedError):  # B has not, whether it is asked to hold them again
+            await world.a.say(Cede(world.a.ctx.session(B).id, SEGMENT, 8, 8))
+        await world.b.get_window(8)
+        assert world.b.issuable() == set(range(8))  # what A still has the say over
+        with pytest.raises(TrenzaError):
+            await world.b.get_window(8)  # or is granted them
+        assert world.b.issuable() == set(range(8))
+
+    run(story)
+
+
 def test_rows_of_before_cede_are_understood():
     async def story(world: PairWorld) -> None:
         await world.fill(16)

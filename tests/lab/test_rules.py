@@ -25,6 +25,7 @@ from trenza.lab.history import (
     Forgot,
     Granted,
     Handed,
+    HandedBack,
     History,
     Issued,
     Place,
@@ -33,7 +34,9 @@ from trenza.lab.history import (
     Reserved,
     Sent,
     Stored,
+    Took,
     Used,
+    WentBack,
 )
 from trenza.lab.rules import Balance, balance
 from trenza.wire.peer import PadRange, Relay
@@ -72,6 +75,10 @@ def granted(window: int = 1, *, first: int = 0, count: int = 4) -> Granted:
 
 def reserved(mark: int = 4, *, window: int = 1, first: int = 0) -> Reserved:
     return Reserved(3.0, A, B, window, SEGMENT, first, mark)
+
+
+def took(window: int = 1, *, node: NodeId = A, first: int = 0, count: int = 4) -> Took:
+    return Took(2.1, node, B if node == A else A, window, SEGMENT, first, count)
 
 
 def recorded(deed: str, slot: int) -> Recorded:
@@ -155,6 +162,36 @@ CASES = [
         [granted(), Granted(2.5, A, B, 1, SEGMENT, 4, 4)],  # ceded: each end may grant, but not the same slots
         [granted(), Granted(2.5, A, B, 1, SEGMENT, 3, 4)],
         "the first time by B",
+    ),
+    (  # a node that went back may offer again what it ceded: whoever is granted it refuses
+        rules.slots_are_granted_once,
+        [*FILLED, Granted(2.0, A, B, 1, SEGMENT, 3, 4), WentBack(2.5, B, 1.5), granted()],
+        [WentBack(0.5, B, 0.0), *FILLED, Granted(2.0, A, B, 1, SEGMENT, 3, 4), granted()],
+        "the first time by A",
+    ),
+    (  # not so what it granted itself before it was copied
+        rules.slots_are_granted_once,
+        [*FILLED, granted(), WentBack(2.5, B, 1.5), granted(2)],
+        [*FILLED, granted(), WentBack(2.5, B, 2.1), granted(2)],
+        "twice",
+    ),
+    (
+        rules.slots_are_taken_once,
+        [took(), took(2, first=4), took(node=B, first=8)],
+        [took(), took(2, first=3)],
+        "A took over slots",
+    ),
+    (  # ceded: whichever end took them first, and whatever the other has forgotten
+        rules.slots_are_taken_once,
+        [took(node=B, first=4), WentBack(2.5, B, 1.5), granted(count=8)],
+        [took(node=B, first=4), WentBack(2.5, B, 1.5), granted(count=8), took(count=8)],
+        "that B had taken over before",
+    ),
+    (
+        rules.slots_are_taken_once,
+        [took(), HandedBack(2.2, A, SEGMENT, (1, 2, 3)), took(2, first=1, count=3)],
+        [took(), HandedBack(2.2, A, SEGMENT, (2, 3)), took(2, first=1, count=3)],
+        "that A had taken over before",
     ),
     (rules.slots_are_granted_once, [granted(), reserved()], [granted(), reserved(window=2)], "not granted like that"),
     (
@@ -248,6 +285,30 @@ def test_all_rules_are_asked() -> None:
         and "History" in str(one.__annotations__)
     }
     assert public - named == {rules.broken, rules.balance}
+
+
+def test_a_history_tells_what_a_node_took_and_handed_back_from_what_became_durable() -> None:
+    from trenza.kms import rows
+    from trenza.kms.ports import Delete, Insert, Put, Table
+
+    window = rows.window_key(rows.ISSUER, B, 1)
+    row = Insert(Table.WINDOW, window, rows.encode(rows.IssuerWindowRow(SEGMENT, 2, 4, 2)))
+
+    def segment(*theirs: tuple[int, int]) -> Put:
+        return Put(Table.SEGMENT, SEGMENT, rows.encode(rows.SegmentRow(B, b"", 0, (), theirs)))
+
+    def noted(*commits) -> list:
+        history = History(1)
+        for changes in commits:
+            history.note_commit(1.0, A, changes)
+        return [event for event in history.events if isinstance(event, Took | HandedBack)]
+
+    took = Took(1.0, A, B, 1, SEGMENT, 2, 4)
+    assert noted([row, segment((0, 2), (6, 2))]) == [took]
+    assert noted([row], [segment((0, 8))]) == [took]  # to forget what was taken is not to hand it back
+    assert noted([row], [Delete(Table.WINDOW, window)]) == [took]  # nor is to be done with it
+    handed_back = HandedBack(1.0, A, SEGMENT, (4, 5))
+    assert noted([row], [Delete(Table.WINDOW, window), segment((0, 2), (4, 4))]) == [took, handed_back]
 
 
 def test_a_history_tells_strands_apart_and_hides_their_bytes() -> None:

@@ -22,6 +22,7 @@ from trenza.base.units import Bits
 from trenza.core.key_records import decode_key_records
 from trenza.core.provenance import DoubtfulRecord, KeyRecord, SegmentRecord
 from trenza.core.recipe import recipe_named
+from trenza.core.slot_set import SlotSet
 from trenza.core.strand import STRAND_BYTES, Origin
 from trenza.kms import rows
 from trenza.kms.pads import BlockRow, UsedRow
@@ -143,6 +144,29 @@ class Granted:
 
 
 @dataclass(frozen=True, slots=True)
+class Took:
+    """A node took over, durably, a window to issue from: of these slots it has the say now."""
+
+    time: float
+    node: NodeId
+    peer: NodeId
+    window: int
+    segment: bytes
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class HandedBack:
+    """A node that stops gave up, durably, slots of a window that it had not issued: they may be given anew."""
+
+    time: float
+    node: NodeId
+    segment: bytes
+    slots: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """A node forgot, durably, a window that it had granted."""
 
@@ -236,6 +260,8 @@ Event = (
     | Sent
     | Reserved
     | Granted
+    | Took
+    | HandedBack
     | Ended
     | Handed
     | Stored
@@ -258,6 +284,7 @@ class History:
         self.events: list[Event] = []
         self._key = f"history {seed}".encode()
         self._extents: dict[tuple[NodeId, NodeId, int], tuple[bytes, int, int]] = {}  # of windows, as last told
+        self._taken: dict[tuple[NodeId, NodeId, int], tuple[bytes, range]] = {}  # windows that nodes issue from
 
     def add(self, event: Event) -> None:
         self.events.append(event)
@@ -272,6 +299,7 @@ class History:
     def note_commit(self, time: float, node: NodeId, changes: Sequence[Change]) -> None:
         """Write down what of a durable commit matters to the checkers."""
         handed: dict[NodeId, list[tuple[int, int]]] = {}
+        gone: list[tuple[NodeId, int]] = []
         for change in changes:
             match change:
                 case Put() | Insert():
@@ -281,10 +309,29 @@ class History:
                 case Delete(Table.WINDOW, key) if key[:1] == rows.HOLDER:
                     peer, rest = rows.split_peer(key[1:])
                     self.add(Ended(time, node, peer, int.from_bytes(rest, "big")))
+                case Delete(Table.WINDOW, key):
+                    peer, rest = rows.split_peer(key[1:])
+                    gone.append((peer, int.from_bytes(rest, "big")))
                 case _:
                     pass
         for peer, slots in handed.items():
             self.add(Handed(time, node, peer, tuple(slots)))
+        self._note_handed_back(time, node, gone, changes)
+
+    def _note_handed_back(
+        self, time: float, node: NodeId, gone: Sequence[tuple[NodeId, int]], changes: Sequence[Change]
+    ) -> None:
+        """Write down which slots of windows that go with this commit the node regards as nobody's again."""
+        theirs = {
+            change.key: SlotSet(rows.decode(change.value, rows.SegmentRow).theirs or ())
+            for change in changes
+            if gone and isinstance(change, Put) and change.table is Table.SEGMENT
+        }
+        for peer, window in gone:
+            segment, taken = self._taken.pop((node, peer, window), (b"", range(0)))
+            free = tuple(slot for slot in taken if slot in theirs.get(segment, SlotSet()))
+            if free:
+                self.add(HandedBack(time, node, segment, free))
 
     def _note_entry(self, time: float, node: NodeId, entry: Append) -> None:
         if entry.kind == "segment":
@@ -323,6 +370,9 @@ class History:
         window = int.from_bytes(rest, "big")
         if change.key[:1] == rows.ISSUER:
             issuer = rows.decode(change.value, rows.IssuerWindowRow)
+            if isinstance(change, Insert):
+                self._taken[node, peer, window] = issuer.segment, range(issuer.first, issuer.first + issuer.count)
+                self.add(Took(time, node, peer, window, issuer.segment, issuer.first, issuer.count))
             self.add(Reserved(time, node, peer, window, issuer.segment, issuer.first, issuer.next))
             return
         held = rows.decode(change.value, rows.HeldWindowRow)

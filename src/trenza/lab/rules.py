@@ -22,6 +22,7 @@ from trenza.lab.history import (
     Forgot,
     Granted,
     Handed,
+    HandedBack,
     History,
     Issued,
     Place,
@@ -30,6 +31,7 @@ from trenza.lab.history import (
     Reserved,
     Sent,
     Stored,
+    Took,
     Used,
     WentBack,
     units_of,
@@ -54,6 +56,7 @@ def broken(history: History, *, homes: dict[SaeId, NodeId], lease: float) -> lis
         *no_strand_in_two_keys(history),
         *deliveries_are_marked_first(history),
         *slots_are_granted_once(history),
+        *slots_are_taken_once(history),
         *slots_come_from_segments(history),
         *units_are_given_up_first(history),
         *device_keys_are_used_once(history),
@@ -90,20 +93,29 @@ def deliveries_are_marked_first(history: History) -> Iterator[str]:
 def slots_are_granted_once(history: History) -> Iterator[str]:
     """The windows granted of a segment, at either end, never overlap, and are used as they were granted.
 
-    Excused is what a node has granted since it was copied, when it becomes that copy: who got it must refuse more.
+    Excused is what a node has granted since it was copied, when it becomes that copy; and, of segments that it had by
+    then, what its two ends grant across each other, since it may have forgotten that it ceded slots, or handed them
+    back. Who is granted such slots must refuse them (`slots_are_taken_once`).
     """
     given: dict[bytes, dict[tuple[NodeId, NodeId, int], range]] = defaultdict(dict)
     starts: dict[tuple[NodeId, NodeId, int], set[tuple[bytes, int]]] = defaultdict(set)
     times: dict[tuple[bytes, NodeId, NodeId, int], float] = {}
+    made: dict[NodeId, set[bytes]] = defaultdict(set)
+    misremembered: set[bytes] = set()
     for event in history.events:
         match event:
+            case Filled(node=node, record=record):
+                made[node].add(record.segment)
             case WentBack(node=node, since=since):
+                misremembered |= made[node]
                 for (segment, granter, peer, window), time in times.items():
                     if granter == node and time >= since:
                         given[segment].pop((node, peer, window), None)
             case Granted(node=node, peer=peer, window=window, segment=segment, first=first, count=count):
                 for other, slots in given[segment].items():
-                    if other != (node, peer, window) and max(first, slots.start) < min(first + count, slots.stop):
+                    if other == (node, peer, window) or (other[0] != node and segment in misremembered):
+                        continue
+                    if max(first, slots.start) < min(first + count, slots.stop):
                         both = "" if other[0] == node else f", the first time by {other[0]}"
                         yield f"{node} granted slots of segment {segment.hex()} twice{both}"
                 given[segment][node, peer, window] = range(first, first + count)
@@ -115,6 +127,27 @@ def slots_are_granted_once(history: History) -> Iterator[str]:
             case Reserved(node=node, peer=peer, window=window):
                 if (event.segment, event.first) not in starts[peer, node, window]:
                     yield f"{node} uses a window {window} that {peer} has not granted like that"
+            case _:
+                pass
+
+
+def slots_are_taken_once(history: History) -> Iterator[str]:
+    """No node takes a slot over to issue it that was taken over before, at either end: whoever offers it again.
+
+    Nothing is excused: this is what holds when the other end has gone back in time. Free again is what a node that
+    stopped has handed back.
+    """
+    takers: dict[bytes, dict[int, NodeId]] = defaultdict(dict)
+    for event in history.events:
+        match event:
+            case Took(node=node, segment=segment, first=first, count=count):
+                slots = range(first, first + count)
+                for taker in sorted({takers[segment][slot] for slot in slots if slot in takers[segment]}):
+                    yield f"{node} took over slots of segment {segment.hex()} that {taker} had taken over before"
+                takers[segment].update(dict.fromkeys(slots, node))
+            case HandedBack(segment=segment, slots=slots):
+                for slot in slots:
+                    takers[segment].pop(slot, None)
             case _:
                 pass
 

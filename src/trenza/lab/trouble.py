@@ -25,8 +25,8 @@ from trenza.qkd.emulator.settings import End
 
 _RESTARTS: Final = (0.1, 1.0, 4.0)
 _WATCH: Final = 0.5
-_LATELY: Final = 400
-"""Events of the history in which applications of a copy look for keys that they may fetch."""
+_LATELY: Final = 50
+"""Keys, the last that were issued, among which applications of a copy look for those that they may fetch."""
 
 
 class Troubles:
@@ -351,13 +351,9 @@ class Troubles:
             await Client(self._world, at=machine).issue(SaeId(caller), IssueRequest(SaeId(target), tls_group="lab"))
 
     async def _use_issued(self, machine: Machine, chance: random.Random) -> None:
-        homes, events = self._world.homes, self._world.history.events
+        lately = [one for one in self._world.history.events if isinstance(one, Issued)][-_LATELY:]
         found = [
-            (one, target)
-            for one in events[-_LATELY:]
-            if isinstance(one, Issued)
-            for target in one.targets
-            if homes[target] == machine.name
+            (one, target) for one in lately for target in one.targets if self._world.homes[target] == machine.name
         ]
         if found:
             issued, target = chance.choice(found)
