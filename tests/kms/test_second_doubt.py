@@ -49,8 +49,8 @@ def test_a_lead_whose_lease_has_ended_calls_no_key_unknown() -> None:
         ctx = make_context(A, FakeNetwork(), clock=world.clock, store=store, book=a_book())
         ctx.shared = store
         node = Node(ctx, anchor=None)  # type: ignore[arg-type]  # nobody asks it
-        node.delivery.look_again = node._look_again
-        node.delivery.vouches = lambda _: True
+        node.fetching.look_again = node._look_again
+        node.fetching.vouches = lambda _: True
         assert await refusal(node.delivery) is UnknownKeyError
         ctx.until = Seconds(0.0)
         assert await refusal(node.delivery) is UnavailableError

@@ -268,7 +268,7 @@ def test_a_braid_is_wiped_when_there_is_none_for_a_later_leg() -> None:
         node.issuing.issue = watched
         await world.crash(NodeId("C"))
         await asyncio.sleep(10.0)  # its lease is over
-        pairs = [node.delivery._pair(SaeId("A1"), SaeId("A1"), SaeId(target)) for target in ("B1", "C1")]
+        pairs = [node.permits.pair(SaeId("A1"), SaeId("A1"), SaeId(target)) for target in ("B1", "C1")]
         legs = [Leg(pair, pair.policy.recipes[0]) for pair in pairs]
         with pytest.raises(NotEnoughKeyError):
             await node.wrapped.issue(
@@ -301,7 +301,7 @@ def test_a_holder_believes_no_more_of_a_key_than_its_braid_and_policy_allow(lie)
     async def story() -> None:
         world = await started(NET)
         node = node_of(world, "A1")
-        pair = node.delivery._pair(SaeId("A1"), SaeId("A1"), SaeId("B1"))
+        pair = node.permits.pair(SaeId("A1"), SaeId("A1"), SaeId("B1"))
         leg = Leg(pair, pair.policy.recipes[0])
         for lies in ({}, LIES[lie]):
             (braid,) = (await node.wrapped._braids([leg], Bits(256), Wishes(), "")).values()

@@ -1,44 +1,37 @@
-"""Delivering keys to applications: who may ask, under which policy, and which recipe can serve (design decision 3).
+"""Delivering keys to applications: what may be expected, and under which recipe keys are issued (design decision 3).
 
 The three stories of a key door: what may be expected (`status`), fresh keys for the initiator (`issue`), and the same
-keys for the target (`fetch`). The caller is the SAE of the verified certificate. Refusals say no more than they must:
-an unknown and a forbidden SAE get the same answer, and 401 goes before 400 before 503.
+keys for the target (`fetch`; kms.fetching). The caller is the SAE of the verified certificate; who may ask is
+kms.permits. Refusals come in the standard's order: 401 goes before 400 before 503.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+from collections.abc import Sequence
 from uuid import UUID
 
 from trenza.base.errors import (
     InvalidRequestError,
     NotEnoughKeyError,
     TrenzaError,
-    UnauthorisedError,
     UnavailableError,
-    UnknownKeyError,
 )
-from trenza.base.names import NodeId, SaeId
-from trenza.base.rate import TokenBucket
-from trenza.base.units import Bits, Nanoseconds, Seconds
+from trenza.base.names import SaeId
+from trenza.base.units import Bits
 from trenza.core.choice import UNMET, acceptance, recipes_for
 from trenza.core.delivery import DeliveredKey, IssueRequest, PairStatus, Wishes
 from trenza.core.keyid import SIZE_MAX
-from trenza.core.policy import Policy, SaeEntry
+from trenza.core.policy import SaeEntry
 from trenza.core.recipe import LOCAL, Recipe
 from trenza.kms.context import Context
+from trenza.kms.fetching import Fetching
 from trenza.kms.issuing import Issuing
-from trenza.kms.moves import placed_before, served_before
 from trenza.kms.orders import Lanes, Order
+from trenza.kms.permits import Permits
 from trenza.kms.shares import Asked, Shares
-from trenza.kms.slots import Found, Pair, Slots
+from trenza.kms.slots import Pair
 from trenza.kms.waiting import WaitingKeys
 from trenza.kms.wrap import MAC_BITS, Leg, Wrapped
-
-_MOST_PAIRS: Final = 65_536  # remembered at once
 
 
 class Delivery:
@@ -48,83 +41,23 @@ class Delivery:
         self,
         ctx: Context,
         *,
+        permits: Permits,
         issuing: Issuing,
-        slots: Slots,
+        fetching: Fetching,
         wrapped: Wrapped,
         waiting: WaitingKeys,
         shares: Shares,
     ) -> None:
         self._ctx = ctx
+        self._permits = permits
         self._issuing = issuing
-        self._slots = slots
+        self._fetching = fetching
         self._wrapped = wrapped
         self._waiting = waiting
         self._shares = shares
         self._lanes = Lanes(ctx, issuing)
-        self._pairs: dict[tuple[int, SaeId, SaeId], Pair] = {}
-        self._moved: dict[tuple[int, SaeId, SaeId], list[tuple[Pair, Nanoseconds]]] = {}
-        self._bad_ids: dict[SaeId, TokenBucket] = {}
-        self._fetches = 0  # under way
-        self._no_fetches = asyncio.Event()
-        self.look_again: Callable[[SaeId, Sequence[UUID]], Awaitable[None]] | None = None
-        """Reads what other instances of this node have written, when a key was not found; None: there are none."""
-        self.is_current: Callable[[], bool] = lambda: self._ctx.clock.elapsed() < self._ctx.until
-        """Tells whether this instance surely knows all that the node holds; else a key may only be unknown here."""
         self.speaks_to_peers = True
         """False: beside the instance that leads, which alone can place a key at another node."""
-        self.vouches: Callable[[NodeId], bool] = lambda _: True
-        """Tells whether a peer knows of nothing that this node has forgotten, or nothing can be forgotten."""
-        self.on_delivered: Callable[[NodeId], None] = lambda _: None
-        """Hears that keys of a peer were delivered, durably: a copy from before must not do it again."""
-
-    # --- who may ask
-
-    def _pair(self, caller: SaeId, initiator: SaeId, target: SaeId) -> Pair:
-        """Return the pair if `caller` is served here and the book lets the two share keys."""
-        book = self._ctx.book
-        cached = self._pairs.get((book.version, initiator, target))
-        if cached is None:
-            policy = book.policy_between(initiator, target)
-            first, second = book.sae_by_name.get(initiator), book.sae_by_name.get(target)
-            if policy is None or first is None or second is None:
-                raise UnauthorisedError("the policy book does not let this pair share keys")
-            if len(self._pairs) >= _MOST_PAIRS:
-                self._pairs.clear()
-            cached = self._pairs[book.version, initiator, target] = Pair(first, second, policy)
-        mine = cached.initiator if caller == initiator else cached.target
-        if mine.node != self._ctx.name:
-            raise UnauthorisedError("this SAE is served by another node")
-        return cached
-
-    def _fetch_pairs(self, caller: SaeId, initiator: SaeId) -> list[Pair]:
-        """Return the pair as the book places it, and as books before did: keys stay where they were issued to.
-
-        Raises:
-            UnauthorisedError: none of them is of an SAE that is, or was lately, served here.
-        """
-        book, now = self._ctx.book, self._ctx.clock.now()
-        wanted = (book.version, initiator, caller)
-        moved = self._moved.get(wanted)
-        if moved is None:
-            if len(self._moved) > _MOST_PAIRS:
-                self._moved.clear()
-            moved = self._moved[wanted] = placed_before(self._ctx, initiator, caller)
-        former = [pair for pair, until in moved if now <= until]
-        try:
-            return [self._pair(caller, initiator, caller), *former]
-        except UnauthorisedError:
-            if not former:
-                raise
-            return former
-
-    def _former_policies(self, pair: Pair) -> list[Policy]:
-        """Return what else the pair's keys were made under lately, newest first."""
-        found: dict[bytes, Policy] = {}
-        for book in self._ctx.former_books:
-            policy = book.policy_between(pair.initiator.name, pair.target.name)
-            if policy is not None and policy.digest != pair.policy.digest:
-                found.setdefault(policy.digest, policy)
-        return list(found.values())
 
     # --- status
 
@@ -134,7 +67,7 @@ class Delivery:
         Raises:
             UnauthorisedError: the book does not let them share keys.
         """
-        pair = self._pair(caller, caller, target)
+        pair = self._permits.pair(caller, caller, target)
         policy, settings = pair.policy, self._ctx.settings
         size = Bits(policy.default_key_size)
         most = self._waiting.most
@@ -177,8 +110,8 @@ class Delivery:
             InvalidRequestError: sizes, numbers or wishes that can never be served.
             NotEnoughKeyError: no recipe of the ladder can serve now.
         """
-        pair = self._pair(caller, caller, request.target)
-        others = [self._pair(caller, caller, target) for target in request.additional_targets]
+        pair = self._permits.pair(caller, caller, request.target)
+        others = [self._permits.pair(caller, caller, target) for target in request.additional_targets]
         size = self._checked_size(request, [pair, *others])
         self._check_number(request, caller)
         if others or pair.initiator.node == pair.target.node:
@@ -191,7 +124,7 @@ class Delivery:
         Raises:
             UnauthorisedError, InvalidRequestError: as `issue`.
         """
-        pair = self._pair(caller, caller, request.target)
+        pair = self._permits.pair(caller, caller, request.target)
         if request.additional_targets or request.number != 1 or pair.initiator.node == pair.target.node:
             return None
         size = self._checked_size(request, [pair])
@@ -331,132 +264,9 @@ class Delivery:
     async def fetch(
         self, caller: SaeId, initiator: SaeId, key_ids: Sequence[UUID], *, tls_group: str
     ) -> Sequence[DeliveredKey]:
-        """Hand the target the keys with these IDs, once: all of them, or none and nothing is consumed.
+        """Hand the target the keys with these IDs, once (kms.fetching).
 
         Raises:
-            UnauthorisedError: the caller is not a target of each of them.
-            UnknownKeyError: one of them cannot be returned.
-            UnavailableError: the node that issued them must be heard first, or too many IDs were unknown.
+            UnauthorisedError, UnknownKeyError, UnavailableError: as there.
         """
-        self._fetches += 1
-        self._no_fetches.clear()
-        try:
-            return await self._fetched(caller, initiator, key_ids, tls_group)
-        finally:
-            self._fetches -= 1
-            if not self._fetches:
-                self._no_fetches.set()
-
-    async def finished(self, *, within: Seconds) -> None:
-        """Return when no fetch is under way any more, or after a while."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(within):
-                while self._fetches:
-                    await self._no_fetches.wait()
-
-    async def _fetched(
-        self, caller: SaeId, initiator: SaeId, key_ids: Sequence[UUID], tls_group: str
-    ) -> Sequence[DeliveredKey]:
-        pairs = self._fetch_pairs(caller, initiator)
-        most = self._ctx.settings.max_keys_per_request
-        if len(key_ids) > most:
-            raise InvalidRequestError(f"more key_IDs than max_key_per_request {most}")
-        bucket = self._bad_ids.setdefault(caller, TokenBucket(per_second=10.0, burst=200.0))
-        now = self._ctx.clock.elapsed()
-        if not bucket.allows(now):
-            raise UnavailableError("too many unknown key IDs were asked for; try again later")
-        try:
-            pair, found, waiting = await self._found(pairs, caller, key_ids)
-        except (UnauthorisedError, UnknownKeyError) as error:
-            bucket.spend(len(key_ids), now)
-            self._ctx.counters["fetches_refused"] += 1
-            former = served_before(self._ctx, caller)
-            if isinstance(error, UnauthorisedError) or former is None:
-                raise
-            raise UnknownKeyError(error.message, details=({"former_KME_ID": former},)) from None
-        keys = await self._deliver_all(pair, found, waiting, tls_group)
-        self.on_delivered(pair.initiator.node)
-        self._ctx.counters["keys_delivered"] += len(keys)
-        if pair is not pairs[0] or pair.target.node != self._ctx.book.sae_by_name[caller].node:
-            self._ctx.counters["keys_delivered_after_a_move"] += len(keys)
-        return [keys[key_id] for key_id in key_ids]
-
-    async def _found(
-        self, pairs: Sequence[Pair], caller: SaeId, key_ids: Sequence[UUID]
-    ) -> tuple[Pair, list[Found], list[UUID]]:
-        """Reserve every key, or none; what is not known here may be known to another instance."""
-        try:
-            return self._find_in(pairs, caller, key_ids)
-        except (UnauthorisedError, UnknownKeyError):
-            if self.look_again is None:
-                raise
-        await self.look_again(caller, key_ids)
-        try:
-            return self._find_in(pairs, caller, key_ids)
-        except (UnauthorisedError, UnknownKeyError):
-            if self.is_current():
-                raise
-        raise UnavailableError("it is not known now which instance leads this node; try again later")
-
-    def _find_in(
-        self, pairs: Sequence[Pair], caller: SaeId, key_ids: Sequence[UUID]
-    ) -> tuple[Pair, list[Found], list[UUID]]:
-        """Reserve every key as of one and the same of these pairs.
-
-        What the first says is the refusal, unless the keys may be of a node that must be met before.
-        """
-        refusal: TrenzaError | None = None
-        for pair in pairs:
-            try:
-                self._refuse_unless_vouched(pair.initiator.node)
-                found, waiting = self._find_all(pair, caller, key_ids)
-            except (UnauthorisedError, UnknownKeyError, UnavailableError) as error:
-                if refusal is None or (isinstance(refusal, UnknownKeyError) and isinstance(error, UnavailableError)):
-                    refusal = error
-            else:
-                return pair, found, waiting
-        assert refusal is not None
-        if isinstance(refusal, UnavailableError):
-            self._ctx.counters["fetches_before_meeting"] += 1
-        raise refusal
-
-    def _refuse_unless_vouched(self, peer: NodeId) -> None:
-        if peer != self._ctx.name and not self.vouches(peer):
-            raise UnavailableError(f"this node was started at another place and has not met node {peer} since")
-
-    def _find_all(self, pair: Pair, caller: SaeId, key_ids: Sequence[UUID]) -> tuple[list[Found], list[UUID]]:
-        """Reserve every key, or none."""
-        waiting = [key_id for key_id in key_ids if self._waiting.holds(key_id, caller)]
-        addressed = [key_id for key_id in key_ids if not self._waiting.holds(key_id, caller)]
-        if any(self._waiting.owner_of(key_id.bytes) is not None for key_id in addressed):
-            raise UnauthorisedError("a key of another pair was asked for")
-        reserved: list[UUID] = []
-        try:
-            for key_id in waiting:
-                self._waiting.reserve(key_id, pair.initiator.name, caller)
-                reserved.append(key_id)
-            found = self._slots.find(pair, self._former_policies(pair), addressed) if addressed else []
-        except TrenzaError:
-            for key_id in reserved:
-                self._waiting.release(key_id, caller)
-            raise
-        return found, waiting
-
-    async def _deliver_all(
-        self, pair: Pair, found: Sequence[Found], waiting: Sequence[UUID], tls_group: str
-    ) -> dict[UUID, DeliveredKey]:
-        keys: dict[UUID, DeliveredKey] = {}
-        try:
-            if found:
-                keys |= {key.key_id: key for key in await self._slots.deliver(found, tls_group=tls_group)}
-            for key_id in waiting:
-                keys[key_id] = await self._waiting.deliver(
-                    key_id, pair.target.name, policy=pair.policy, tls_group=tls_group
-                )
-        except BaseException:
-            for key in keys.values():
-                key.key.wipe()
-            for key_id in waiting:  # those that were committed are gone
-                self._waiting.release(key_id, pair.target.name)
-            raise
-        return keys
+        return await self._fetching.fetch(caller, initiator, key_ids, tls_group=tls_group)

@@ -30,6 +30,7 @@ from trenza.kms.demand import Demand
 from trenza.kms.exchange import Exchanges
 from trenza.kms.explain import Explain
 from trenza.kms.exposed import Exposures
+from trenza.kms.fetching import Fetching
 from trenza.kms.fill import Fill
 from trenza.kms.id_keys import IdKeyRing, lifetime_of
 from trenza.kms.ingest import Ingest
@@ -41,6 +42,7 @@ from trenza.kms.notary import Notary
 from trenza.kms.owed import Debts
 from trenza.kms.own_life import OwnLife
 from trenza.kms.pads import Pads
+from trenza.kms.permits import Permits
 from trenza.kms.pools import Pools
 from trenza.kms.ports import Anchor
 from trenza.kms.reach import Reach
@@ -133,10 +135,13 @@ class Node:
         self.shares = Shares(ctx, stock_of=self._stock_of)
         self.demand.floor_of = self.shares.floor_of
         self.wrapped = Wrapped(ctx, issuing=self.issuing, slots=self.slots, waiting=self.waiting)
+        self.permits = Permits(ctx)
+        self.fetching = Fetching(ctx, permits=self.permits, slots=self.slots, waiting=self.waiting)
         self.delivery = Delivery(
             ctx,
+            permits=self.permits,
             issuing=self.issuing,
-            slots=self.slots,
+            fetching=self.fetching,
             wrapped=self.wrapped,
             waiting=self.waiting,
             shares=self.shares,
@@ -158,8 +163,8 @@ class Node:
         self.life.on_new = self._drop_all
         self.books.on_installed = self._reconcile
         self.relays.before_sending = self.reach.tell
-        self.delivery.vouches = self.met.vouches  # beside a lead, what that one says counts
-        self.delivery.on_delivered = self.reach.owe
+        self.fetching.vouches = self.met.vouches  # beside a lead, what that one says counts
+        self.fetching.on_delivered = self.reach.owe
         self.cedes.on_reached = self.reach.note
         self.issuing.on_low = self._restock
         self.issuing.on_short = self._refill
@@ -186,7 +191,7 @@ class Node:
         if self.ctx.shared is None:  # else the last batch of another instance may still be on its way
             await self.journal.load()
         else:
-            self.delivery.look_again = self._look_again
+            self.fetching.look_again = self._look_again
         await self.reign.begin()
         await self.pools.load()
         await self.ingest.load()

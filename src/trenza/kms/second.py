@@ -56,9 +56,9 @@ class Second:
         self.node = Node(ctx, anchor=anchor, leads=False)
         self.node.pools.reserving.may_reserve = lambda: self.reign is not None and not self._is_over
         self.node.shares.stock_of = self._stock_of
-        self.node.delivery.look_again = self.look_again
-        self.node.delivery.is_current = lambda: self.is_trusted
-        self.node.delivery.vouches = self._vouches
+        self.node.fetching.look_again = self.look_again
+        self.node.fetching.is_current = lambda: self.is_trusted
+        self.node.fetching.vouches = self._vouches
         self.node.issuing.on_short = self._refill
         self.reign: ReignRow | None = None
         """What the lead that is in force said last; None while none has been seen to live."""
@@ -108,7 +108,7 @@ class Second:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.node.delivery.finished(within=FINISHES_WITHIN)
+        await self.node.fetching.finished(within=FINISHES_WITHIN)
         try:
             await self.node.journal.flush()
         except TrenzaError:
