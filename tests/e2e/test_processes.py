@@ -161,7 +161,7 @@ def test_a_port_in_use_ends_the_start_and_says_why(tmp_path, stopped):
         process = resumed(tmp_path, stopped)
     assert process.exit_status == 1
     assert "the process of Alice ended with status 1 at its start" in process.said()
-    assert "in use" in process.said()
+    assert "another process listens there" in process.said()
 
 
 def test_a_configuration_with_mistakes_ends_the_start_and_says_which(tmp_path, stopped):
