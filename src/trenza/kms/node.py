@@ -222,6 +222,7 @@ class Node:
 
     def _begin(self) -> None:
         self.tasks.start("journal", self.journal.run())
+        self.tasks.start("life", self.life.run())
         self._reconcile()
 
     async def leave(self) -> None:

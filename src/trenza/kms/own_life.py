@@ -9,6 +9,7 @@ docs/adr/0005-windows-and-lives.md). What a later life is: kms.lives.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -32,6 +33,9 @@ class OwnLife:
         self._anchor = anchor
         self._store_name = bytes(16)
         self._dying = asyncio.Lock()  # held while this life is dropped for a new one
+        self._wanted: deque[tuple[Presence, asyncio.Future[None]]] = deque()
+        self._is_wanted = asyncio.Event()
+        self._runs = False
         self.on_new: Callable[[], Awaitable[None]] | None = None  # drops what other stories hold
 
     @property
@@ -126,7 +130,40 @@ class OwnLife:
         if not self._ctx.signer.recognises(life_message(self._ctx.name, after), after.signature):
             self._ctx.counters["lives_unproved"] += 1
             raise AuthenticationError("a peer speaks of a later life of this node that this node did not sign")
-        await asyncio.shield(self._begin_once(after))
+        if not self._runs:
+            await self._begin_once(after)
+            return
+        begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._wanted.append((after, begun))
+        self._is_wanted.set()
+        await begun
+
+    async def run(self) -> None:
+        """Begin the new lives that are asked for, each to its end, until cancelled."""
+        self._runs = True
+        try:
+            while True:
+                await self._is_wanted.wait()
+                self._is_wanted.clear()
+                while self._wanted:
+                    await self._begin_for(*self._wanted[0])
+                    self._wanted.popleft()
+        finally:
+            self._runs = False
+            for _, begun in self._wanted:
+                begun.cancel()
+            self._wanted.clear()
+
+    async def _begin_for(self, after: Presence, begun: asyncio.Future[None]) -> None:
+        """Begin a new life for a story that may have gone meanwhile."""
+        try:
+            await self._begin_once(after)
+        except Exception as error:  # noqa: BLE001 - it is that story's to say what is wrong
+            if not begun.done():
+                begun.set_exception(error)
+        else:
+            if not begun.done():
+                begun.set_result(None)
 
     async def _begin_once(self, after: Presence) -> None:
         async with self._dying:
