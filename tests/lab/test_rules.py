@@ -5,6 +5,7 @@ from __future__ import annotations
 from uuid import UUID
 
 import pytest
+from msgspec.structs import replace
 
 from trenza.base.names import NodeId, SaeId
 from trenza.core.provenance import (
@@ -26,9 +27,11 @@ from trenza.lab.history import (
     Granted,
     Handed,
     HandedBack,
+    Heard,
     History,
     Issued,
     Place,
+    Reach,
     Recorded,
     Refused,
     Reserved,
@@ -37,9 +40,10 @@ from trenza.lab.history import (
     Took,
     Used,
     WentBack,
+    violations,
 )
 from trenza.lab.rules import Balance, balance
-from trenza.wire.peer import PadRange, Relay
+from trenza.wire.peer import PadRange, Presence, Relay
 
 A, B = NodeId("A"), NodeId("B")
 A1, B1 = SaeId("A1"), SaeId("B1")
@@ -263,6 +267,53 @@ CASES = [
 def test_a_rule_that_is_broken_is_told_and_one_that_is_kept_is_not(rule, sound, unsound, sentence) -> None:
     assert told(rule, *sound) == []
     assert any(sentence in line for line in told(rule, *unsound)), told(rule, *unsound)
+
+
+FIRST = Presence(1, 1, b"first", place=b"here")  # of node B, to which keys are delivered
+ORIGINAL = Presence(1, 2, b"original", place=b"here", past=(b"first",), ends=(10,))
+COPY = Presence(1, 3, b"copy", place=b"there", past=(b"original", b"first"), ends=(20, 10))
+AGAIN = Presence(1, 3, b"again", place=b"here", past=(b"original", b"first"), ends=(30, 10))
+FIRST_MET, ORIGINAL_MET, COPY_MET, AGAIN_MET = (Heard(1.0, A, one, B) for one in (FIRST, ORIGINAL, COPY, AGAIN))
+COPY_TOLD = Heard(7.0, A, replace(COPY, reached=25), B)
+
+
+def by(life: Presence, *, counter: int = 25) -> Delivered:
+    return Delivered(6.0, ONE, A1, B1, "aa", by=Reach(B, A, life, counter))
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        (FIRST_MET, ORIGINAL_MET, COPY_MET, by(ORIGINAL), by(COPY)),  # nobody was told of the original's delivery
+        (FIRST_MET, ORIGINAL_MET, COPY_MET, by(COPY), COPY_TOLD, by(ORIGINAL)),  # the original is cut off
+        (FIRST_MET, COPY_MET, by(COPY), COPY_TOLD, by(ORIGINAL)),  # since its start, which was no boot
+        (FIRST_MET, COPY_MET, by(COPY), COPY_TOLD, by(AGAIN)),  # and starts once more
+    ],
+)
+def test_a_second_delivery_by_a_copy_that_cannot_know_of_the_first_is_excused(events) -> None:
+    assert violations_of(*events) == []
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        (ORIGINAL_MET, COPY_MET, by(COPY), by(COPY)),  # it knows what it did itself
+        (ORIGINAL_MET, COPY_MET, by(ORIGINAL, counter=20), by(COPY)),  # and what was done before it was copied
+        (FIRST_MET, COPY_MET, by(COPY), COPY_TOLD, ORIGINAL_MET, by(ORIGINAL)),  # was met by a node that knew
+        (FIRST_MET, COPY_MET, by(COPY), COPY_TOLD, ORIGINAL_MET, by(AGAIN)),  # as was the life before it, there
+        (COPY_MET, by(COPY), COPY_TOLD, by(ORIGINAL)),  # no life was met at its place: it had to wait
+        (FIRST_MET, by(FIRST), by(ORIGINAL)),  # at one place the memory of the life before is whole
+    ],
+)
+def test_a_second_delivery_that_the_copy_or_the_issuing_node_could_tell_is_not_excused(events) -> None:
+    assert any("delivered twice to B1" in line for line in violations_of(*events))
+
+
+def violations_of(*events) -> list[str]:
+    history = History(1)
+    for event in (Issued(5.0, ONE, A1, (B1,), "hybrid-catkdf", "aa"), *events):
+        history.add(event)
+    return violations(history)
 
 
 def test_slots_add_up_and_where_they_do_not_it_is_told() -> None:

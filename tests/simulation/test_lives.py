@@ -16,7 +16,7 @@ from trenza.base.units import Seconds
 from trenza.core.delivery import DeliveredKey, IssueRequest
 from trenza.lab.client import Client
 from trenza.lab.disk import DeathAt
-from trenza.lab.history import Sent, violations
+from trenza.lab.history import Sent, WentBack, violations
 from trenza.lab.loop import run
 from trenza.lab.machine import Copy
 from trenza.lab.plan import SMALL
@@ -420,6 +420,36 @@ def test_a_machine_that_was_booted_delivers_what_another_issued_only_when_it_has
         await asyncio.sleep(8.0)
         assert world.node("B").ctx.presence.epoch == 1
         assert len(await fetched(world, keys)) == 3
+        await judged(world)
+
+    run(story())
+
+
+def test_an_original_that_is_cut_off_since_its_restart_delivers_only_until_it_is_heard_what_its_copy_did() -> None:
+    """What no peer can prevent (docs/adr/0023-counters-among-peers.md), and where it ends."""
+
+    async def story() -> None:
+        world = await started()
+        keys = await issued(world, 4)
+        world.network.cut.add(frozenset((A, B)))
+        await world.crash(B)
+        await world.start(B)  # at the same place, where A has met the life before
+        original = world.machines[B]
+        since = world.clock.elapsed()
+        clone = await world.start_clone(B, anchor_too=True, cut_off=True)
+        world.attach(clone)
+        world.history.add(WentBack(since, B, since))
+        world.network.cut.clear()
+        await asyncio.sleep(12.0)
+        assert len(await Client(world, at=clone).fetch(B1, A1, [key.key_id for key in keys])) == 4
+        await asyncio.sleep(2.0)  # A hears of it
+        assert len(await fetched(world, keys[:2])) == 2
+        assert violations(world.history) == []
+        world.attach(original)
+        await asyncio.sleep(12.0)
+        assert await fetched(world, keys[2:]) == []
+        assert world.node(B).ctx.counters["lives_superseded"] == 1
+        await world.stop_clone(clone)
         await judged(world)
 
     run(story())

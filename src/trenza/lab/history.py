@@ -419,6 +419,7 @@ class Witnesses:
     def __init__(self) -> None:
         self._reached: dict[tuple[NodeId, NodeId, bytes], int] = {}  # by who knows, of whom, and the life's nonce
         self._at_meeting: dict[tuple[NodeId, NodeId, bytes], dict[bytes, int]] = {}  # what was known of other lives
+        self._at_place: dict[tuple[NodeId, NodeId, bytes], dict[bytes, int]] = {}  # when the last life there was met
 
     def note(self, event: Heard | Forgot) -> None:
         if isinstance(event, Forgot):
@@ -427,7 +428,7 @@ class Witnesses:
         node, peer, nonce = event.node, event.peer, event.life.nonce
         if (node, peer, nonce) not in self._at_meeting:
             known = {each[2]: got for each, got in self._reached.items() if each[:2] == (node, peer)}
-            self._at_meeting[node, peer, nonce] = known
+            self._at_meeting[node, peer, nonce] = self._at_place[node, peer, event.life.place] = known
         self._reached[node, peer, nonce] = max(event.life.reached, self._reached.get((node, peer, nonce), 0))
 
     def could_tell(self, first: Reach, second: Reach) -> bool:
@@ -441,6 +442,8 @@ class Witnesses:
         if first.peer == first.node:
             return False  # no other node has to do with it
         met = self._at_meeting.get((second.peer, second.node, other.nonce))
+        if met is None and one.place != other.place:  # the first was a copy; after a plain restart nobody is asked
+            met = self._at_place.get((second.peer, second.node, other.place))
         return met is None or met.get(one.nonce, 0) >= first.counter
 
 
@@ -464,8 +467,8 @@ def _keys_agree(history: History) -> Iterator[str]:
 def _delivered_once(history: History) -> Iterator[str]:
     """Each key goes once to its initiator and once to each target, and to nobody else.
 
-    Excused is a second delivery by a copy of a node that cannot know of the first: neither can the node that issued
-    the key, when it met the copy.
+    Excused is a second delivery by a copy of a node that cannot know of the first: neither could the node that issued
+    the key, when it met the copy; or, of a life that it has not met, when it last met one at that place.
     """
     issued: dict[UUID, Issued] = {}
     handed: dict[tuple[UUID, SaeId], Reach | None] = {}
