@@ -210,7 +210,9 @@ def test_neighbours_that_a_new_book_makes_partners_begin_to_fill() -> None:
         assert "C" in world.node("B").partners()
         await asyncio.sleep(20.0)
         assert world.node("B").pools.ready_segments(NodeId("C"))
+        world.node("B").troubles["fill C"] = "no path to node C has 64 units of link key now"
         await _install(world, 3, MOVES)
+        assert "fill C" not in world.node("B").troubles, "what is not to be filled lacks nothing"
         await asyncio.sleep(1.0)
         made = len(world.node("B").pools.ready_segments(NodeId("C")))
         await asyncio.sleep(20.0)

@@ -285,7 +285,6 @@ class Node:
             return
         partners, links = self.partners(), sorted(self.ctx.links)
         peers = sorted({*partners, *self.neighbours()})
-        self._filled = frozenset(partners)
         wanted: dict[Hashable, Recurring] = {}
         settings = self.ctx.settings
         for peer in peers:
@@ -304,6 +303,9 @@ class Node:
         wanted["upkeep",] = Recurring(settings.beat_interval, self._upkeep)
         wanted["retention",] = Recurring(settings.retention_interval, self.retention.step)
         self.tasks.follow(wanted)
+        for peer in self._filled.difference(partners):
+            self.troubles.pop(f"fill {peer}", None)
+        self._filled = frozenset(partners)
 
     def reload_links(self) -> None:
         """Follow a change of this node's links or peers."""
