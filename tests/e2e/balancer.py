@@ -25,6 +25,7 @@ class Balancer:
         self._backends = list(backends)
         self._turn = itertools.count()
         self._down: set[Address] = set()
+        self._open: set[asyncio.StreamWriter] = set()
         self._opened = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="balancer")
         self._loop: asyncio.AbstractEventLoop
@@ -52,6 +53,7 @@ class Balancer:
         async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             task = asyncio.current_task()
             connections.add(task)
+            self._open.add(writer)
             try:
                 await self._forward(reader, writer)
             finally:
@@ -67,21 +69,24 @@ class Balancer:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for writer in self._open:  # what was about to be closed when its task was cancelled
+            writer.transport.abort()
+        await asyncio.sleep(0)  # an aborted transport closes its socket in the loop's next turn
 
     async def _probe(self) -> None:
         """Take back who answers again."""
         while True:
             for backend in sorted(self._down):
                 with contextlib.suppress(OSError, TimeoutError):
-                    _reader, writer = await _connect(backend)
-                    await _close(writer)
+                    _reader, writer = await self._connect(backend)
+                    await self._close(writer)
                     self._down.discard(backend)
             await asyncio.sleep(PROBE_EVERY_S)
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         backend = await self._someone()
         if backend is None:
-            await _close(writer)
+            await self._close(writer)
             return
         far_reader, far_writer = backend
         ways = [asyncio.create_task(_copy(reader, far_writer)), asyncio.create_task(_copy(far_reader, writer))]
@@ -91,8 +96,8 @@ class Balancer:
             for way in ways:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
-            await _close(writer)
-            await _close(far_writer)
+            await self._close(writer)
+            await self._close(far_writer)
 
     async def _someone(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
         """Return a connection to the next in turn that lets itself be connected to."""
@@ -101,15 +106,22 @@ class Balancer:
             if backend in self._down:
                 continue
             try:
-                return await _connect(backend)
+                return await self._connect(backend)
             except (OSError, TimeoutError):
                 self._down.add(backend)
         return None
 
+    async def _connect(self, backend: Address) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        async with asyncio.timeout(CONNECT_WITHIN_S):
+            reader, writer = await asyncio.open_connection(*backend)
+        self._open.add(writer)
+        return reader, writer
 
-async def _connect(backend: Address) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    async with asyncio.timeout(CONNECT_WITHIN_S):
-        return await asyncio.open_connection(*backend)
+    async def _close(self, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+        self._open.discard(writer)
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -121,9 +133,3 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             writer.write_eof()
         return
     writer.transport.abort()  # one way has broken: so has the other
-
-
-async def _close(writer: asyncio.StreamWriter) -> None:
-    writer.close()
-    with contextlib.suppress(OSError):
-        await writer.wait_closed()
