@@ -94,7 +94,7 @@ def test_no_process_outlives_a_supervisor_that_is_killed_and_its_network_resumes
     (tmp_path / "ready.json").unlink()
     with product.up("two-nodes", tmp_path, "--processes", "--resume") as second:
         statements = second.command_json("explain", key_id)["statements"]
-        assert {one["node"] for one in statements} == {"Alice", "Bob"}  # by time; a record that was lost is told later
+        assert {one["node"] for one in statements} == {"Alice", "Bob"}  # by time: a lost record comes later
         assert second.status("Alice")["incarnation"] == 2
         a_key(second)
 
